@@ -1,0 +1,38 @@
+PYTHON ?= python3
+BIN := .venv/bin
+RUN := experiments/demo
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
+
+.PHONY: demo test check clean
+
+demo: .venv/installed  ## train, evaluate and inpaint on photographs that come with scikit-image
+	$(BIN)/python quick_train.py --config debug --save_dir $(RUN) --resume auto
+	$(BIN)/python test.py --checkpoint $(RUN)/checkpoints/best_model.pth --test_root sample --max_images 50 \
+	    --save_attention --save_dir $(RUN)/evaluation
+	$(BIN)/python test.py --checkpoint $(RUN)/checkpoints/best_model.pth --image_path examples/astronaut.png \
+	    --mask_path examples/astronaut_mask.png --save_dir $(RUN)/inpainted
+	@echo
+	@echo "checkpoint  $(RUN)/checkpoints/best_model.pth"
+	@echo "metrics     $(RUN)/metrics.csv (training), $(RUN)/evaluation/metrics.json (beside cv2.inpaint)"
+	@echo "pictures    $(RUN)/visualizations/, $(RUN)/evaluation/test_results.png, $(RUN)/inpainted/astronaut.png"
+	@echo "curves      $(BIN)/tensorboard --logdir $(RUN)/logs"
+
+test: check  ## what CI runs
+	$(BIN)/python -m pytest --cov --cov-report=term
+
+check: .venv/installed-dev  ## the fast local form: style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.venv/installed: requirements.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) -r requirements.txt
+	touch $@
+
+.venv/installed-dev: requirements-dev.txt .venv/installed
+	$(PIP) -r requirements-dev.txt
+	touch $@
+
+clean:  ## everything that the commands above made, but for experiments
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .coverage
