@@ -1,0 +1,245 @@
+"""Every setting of a training run, the six presets, and the flags that are made of them."""
+
+import argparse
+import dataclasses
+import os
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from utils import UserError
+
+
+def setting(default: Any, help: str, metavar: str | None = None) -> Any:
+    """A field of `Config` with the text and the unit that `--help` shows."""
+    return dataclasses.field(default=default, metadata={"help": help, "metavar": metavar})
+
+
+@dataclass(frozen=True)
+class Config:
+    """One training run. Every field is a flag of `train.py` and `quick_train.py` of the same name.
+
+    Raises:
+        UserError: naming the flag, for a value out of its range.
+    """
+
+    # data
+    train_root: str = setting("", "folder of training images, searched recursively; or 'sample'", "DIR")
+    val_root: str = setting("", "folder of validation images; or 'sample'", "DIR")
+    train_subset: int = setting(10_000, "at most this many training images; 0 for all", "IMAGES")
+    val_subset: int = setting(1_000, "at most this many validation images; 0 for all", "IMAGES")
+    image_size: int = setting(256, "side of the square crops", "PIXELS")
+    progressive: str = setting(
+        "", "smaller sizes to start with and their shares of the run: 64:0.4,128:0.3", "PLAN"
+    )
+    mask_coverage: tuple[float, float] = setting((0.1, 0.4), "range of missing shares, drawn evenly", "SHARE")
+    mask_root: str = setting("", "folder of mask files to use instead of drawn masks", "DIR")
+    invert_mask: bool = setting(False, "in mask files black is missing, not white")
+    num_workers: int = setting(2, "loader processes", "N")
+    cache_dir: str = setting("", "where decoded images are kept (default: the user's cache folder)", "DIR")
+
+    # network
+    base_channels: int = setting(40, "C, channels at full size", "N")
+    use_structure_encoder: bool = setting(True, "bias the attention by MSSE")
+    bottleneck_depth: int = setting(4, "residual blocks at 1/8 size", "N")
+    refinement_depth: int = setting(1, "residual blocks of the refinement at 1/4 size", "N")
+    pyramid_levels: int = setting(3, "halvings of the image before the first completion", "N")
+
+    # losses
+    lambda_coarse: float = setting(1.0, "weight of the coarse L1 loss", "W")
+    lambda_refine: float = setting(1.0, "weight of the refinement L1 loss", "W")
+    lambda_edge: float = setting(0.5, "weight of the edge loss", "W")
+    lambda_corner: float = setting(0.3, "weight of the corner loss", "W")
+    lambda_color: float = setting(0.5, "weight of the colour loss", "W")
+    lambda_perceptual: float = setting(0.0, "weight of the VGG16 perceptual loss; 0 for none", "W")
+    boundary_width: int = setting(5, "width of the rim on each side of the hole's edge", "PIXELS")
+    vgg_weights: str = setting(
+        "", "file with VGG16's features.* layers (default: torchvision's cache)", "FILE"
+    )
+
+    # optimisation
+    epochs: int = setting(60, "passes over the training images", "N")
+    max_minutes: float = setting(
+        0.0, "end the run, schedules included, after this time; 0 for no limit", "MINUTES"
+    )
+    batch_size: int = setting(8, "images a batch", "IMAGES")
+    accumulate: int = setting(1, "batches whose gradients make one step", "BATCHES")
+    lr: float = setting(2e-4, "peak learning rate of AdamW; falls to 1 %% by a cosine", "RATE")
+    warmup: float = setting(0.02, "share of the run in which the learning rate rises", "SHARE")
+    weight_decay: float = setting(1e-4, "AdamW's weight decay", "W")
+    grad_clip: float = setting(1.0, "largest norm of the gradient", "NORM")
+    ema_decay: float = setting(
+        0.999, "decay a step of the averaged weights, which are validated and kept", "SHARE"
+    )
+
+    # machine
+    device: str = setting("auto", "auto, cuda, cuda:1, mps or cpu", "NAME")
+    amp: bool = setting(False, "mixed precision on CUDA: bfloat16 where it exists, else float16")
+    channels_last: bool = setting(True, "keep tensors in channels-last order")
+    compile: bool = setting(False, "compile the network with torch.compile")
+
+    # run
+    save_dir: str = setting("experiments/exp1", "folder of the run", "DIR")
+    resume: str = setting("", "checkpoint to continue; 'auto': the last of save_dir, if there is one", "FILE")
+    seed: int = setting(42, "of everything random", "N")
+    val_interval: int = setting(1, "epochs from one validation to the next", "EPOCHS")
+    checkpoint_interval: int = setting(10, "epochs from one kept checkpoint to the next", "EPOCHS")
+    use_lpips: bool = setting(False, "add LPIPS to the validation metrics (needs the lpips package)")
+    lpips_weights: str = setting(
+        "", "file with AlexNet's features.* layers (default: torchvision's cache)", "FILE"
+    )
+
+    def __post_init__(self) -> None:
+        def require(condition: bool, name: str, needed: str) -> None:
+            if not condition:
+                raise UserError(f"--{name}: must be {needed}, got {getattr(self, name)}")
+
+        for name in (
+            "epochs",
+            "batch_size",
+            "accumulate",
+            "val_interval",
+            "checkpoint_interval",
+            "boundary_width",
+        ):
+            require(getattr(self, name) >= 1, name, "at least 1")
+        for name in ("train_subset", "val_subset", "num_workers", "max_minutes", "seed", "weight_decay"):
+            require(getattr(self, name) >= 0, name, "0 or more")
+        for name in (
+            "bottleneck_depth",
+            "refinement_depth",
+            "pyramid_levels",
+            *(f for f in self.__dict__ if f.startswith("lambda_")),
+        ):
+            require(getattr(self, name) >= 0, name, "0 or more")
+        require(self.image_size >= 16, "image_size", "at least 16 pixels")
+        require(
+            self.base_channels >= 2 and self.base_channels % 2 == 0, "base_channels", "even and at least 2"
+        )
+        require(self.lr > 0, "lr", "above 0")
+        require(self.grad_clip > 0, "grad_clip", "above 0")
+        require(0 <= self.warmup < 1, "warmup", "at least 0 and below 1")
+        require(0 <= self.ema_decay < 1, "ema_decay", "at least 0 and below 1")
+        low, high = self.mask_coverage
+        require(0 < low <= high < 1, "mask_coverage", "two shares between 0 and 1, the lower first")
+        self.size_at(0.0)
+
+    def size_at(self, progress: float) -> int:
+        """The training size in pixels when the share `progress` of the run is done."""
+        end = 0.0
+        for part in self.progressive.split(",") if self.progressive else ():
+            try:
+                size_text, share_text = part.split(":")
+                size, share = int(size_text), float(share_text)
+            except ValueError:
+                size, share = 0, 0.0
+            end += share
+            if size < 16 or share <= 0 or end >= 1:
+                raise UserError(
+                    f"--progressive: must be sizes from 16 pixels up with shares that sum to less than 1, "
+                    f"such as 64:0.4,128:0.3, got {self.progressive}"
+                )
+            if progress < end:
+                return size
+        return self.image_size
+
+    def architecture(self) -> dict[str, Any]:
+        """The arguments of `InpaintingNetwork`."""
+        names = (
+            "base_channels",
+            "use_structure_encoder",
+            "bottleneck_depth",
+            "refinement_depth",
+            "pyramid_levels",
+        )
+        return {name: getattr(self, name) for name in names}
+
+
+# fmt: off
+PRESETS: dict[str, dict[str, Any]] = {
+    "default":      dict(),
+    "high_quality": dict(epochs=100, batch_size=16, lambda_edge=1.0, lambda_color=1.0, lambda_corner=0.5,
+                         lambda_perceptual=0.1, use_lpips=True),
+    "fast":         dict(epochs=30, batch_size=16, base_channels=24, use_structure_encoder=False,
+                         val_interval=2),
+    "large":        dict(batch_size=4, bottleneck_depth=8, refinement_depth=2, lambda_refine=1.5,
+                         lambda_edge=1.0, lambda_color=1.0, lambda_corner=0.5),
+    "small_gpu":    dict(batch_size=4, base_channels=24, use_structure_encoder=False, amp=True),
+    "debug":        dict(epochs=5, batch_size=2, base_channels=16, train_root="sample", val_root="sample",
+                         train_subset=100, val_subset=50, num_workers=0),
+}
+# fmt: on
+
+
+def get_config(name: str = "default", **overrides: Any) -> Config:
+    """A preset with some of its fields changed.
+
+    Raises:
+        UserError: for an unknown preset or an unknown field.
+    """
+    if name not in PRESETS:
+        raise UserError(f"--config: no such preset: {name} (there are {', '.join(PRESETS)})")
+    unknown = overrides.keys() - {field.name for field in dataclasses.fields(Config)}
+    if unknown:
+        raise UserError(f"no such setting: {', '.join(sorted(unknown))}")
+    return Config(**(PRESETS[name] | overrides))
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """A parser whose errors are `UserError`s: one line, without the usage."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+
+def add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field) -> None:
+    """Add the flag of one field; a boolean gets `--name` and `--no_name`, without its `use_`."""
+    text = field.metadata["help"] or field.name
+    common: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS}
+    if field.type is bool:
+        negative = f"--no_{field.name.removeprefix('use_')}"
+        parser.add_argument(
+            f"--{field.name}", action="store_true", help=f"{text} (default: {field.default})", **common
+        )
+        parser.add_argument(negative, action="store_false", help="the opposite", **common)
+    elif isinstance(field.default, tuple):
+        parser.add_argument(
+            "--mask_coverage", type=float, nargs=2, metavar=("LOW", "HIGH"),
+            help=f"{text} (default: {field.default[0]} {field.default[1]})", **common
+        )  # fmt: skip
+    else:
+        default = field.default if field.default != "" else "none"
+        help_text = text if "default:" in text else f"{text} (default: {default})"
+        parser.add_argument(
+            f"--{field.name}", type=field.type, metavar=field.metadata["metavar"], help=help_text, **common
+        )
+
+
+def parse_config(argv: list[str] | None, prog: str, presets: bool) -> Config:
+    """The configuration that a command line asks for: a preset if there is `--config`, overridden by flags.
+
+    Raises:
+        UserError: for an unknown flag, a value that is not of its type or range, or no training data.
+    """
+    parser = OneLineParser(prog=prog, description="Train an inpainting network.")
+    if presets:
+        parser.add_argument(
+            "--config", default="default", metavar="PRESET", help=f"one of {', '.join(PRESETS)}"
+        )
+    for field in dataclasses.fields(Config):
+        add_flag(parser, field)
+    flags = vars(parser.parse_args(argv))
+    preset = flags.pop("config", "default")
+    if "mask_coverage" in flags:
+        flags["mask_coverage"] = tuple(flags["mask_coverage"])
+    config = get_config(preset, **flags)
+    for name in ("train_root", "val_root"):
+        root = getattr(config, name)
+        if not root:
+            raise UserError(f"--{name}: required: a folder of images, or 'sample'")
+        for part in root.split(os.pathsep):
+            if part != "sample" and not os.path.isdir(part):
+                raise UserError(f"--{name}: no such folder: {part}")
+    return config

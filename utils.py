@@ -1,0 +1,182 @@
+"""What several modules share: the user's errors, seeds, devices, the rim of a hole, atomic checkpoints."""
+
+import contextlib
+import os
+import pickle
+import random
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+CHECKPOINT_FORMAT = "msse-inpainting-1"
+# what torch.load raises on a file that is damaged, or that is not its own
+READ_ERRORS = (
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    LookupError,
+    OSError,
+)
+
+
+class UserError(Exception):
+    """A mistake that the user can mend: printed as one line, exit status 2, no traceback."""
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch, and make cuDNN choose deterministic algorithms."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    torch.backends.cudnn.deterministic = True
+
+
+def select_device(name: str) -> torch.device:
+    """`auto` is CUDA, else MPS, else CPU; any other name is taken at its word, or refused if it is absent."""
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(kind for kind, available in present.items() if available))
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"--device: no such device: {name} (auto, cuda, cuda:1, mps or cpu)") from None
+    if not present.get(device.type, False):
+        raise UserError(f"--device: {name} is not available on this machine")
+    return device
+
+
+def dilate(mask: torch.Tensor, width: int) -> torch.Tensor:
+    """Grow the ones of a (B, 1, H, W) mask by `width` pixels in every direction (a square)."""
+    return F.max_pool2d(mask, 2 * width + 1, stride=1, padding=width)
+
+
+def boundary_band(mask: torch.Tensor, width: int) -> torch.Tensor:
+    """The rim of the hole: pixels of either side within `width` pixels of the other, (B, 1, H, W) in {0, 1}.
+
+    Empty where the hole is empty or covers the whole image. Its missing half is `band * mask`.
+    """
+    return dilate(mask, width) * dilate(1 - mask, width)
+
+
+def comparison_grid(
+    image: torch.Tensor, mask: torch.Tensor, outputs: dict[str, torch.Tensor]
+) -> torch.Tensor:
+    """Six columns, one row an image: Ground Truth | Mask | Masked Input | Coarse | Refined | Final Output.
+
+    Shapes:
+        image (B, 3, H, W) in [0, 1], mask (B, 1, H, W), outputs of the network.
+        Returns (3, B·(H+2)+2, 6·(W+2)+2).
+    """
+    from torchvision.utils import make_grid  # slow to import, needed only for pictures
+
+    columns = [image, mask.expand_as(image), image * (1 - mask) + mask]
+    columns += [outputs[name] for name in ("coarse", "refined", "output")]
+    cells = torch.stack([column.detach().float().clamp(0, 1).cpu() for column in columns], dim=1)
+    return make_grid(cells.flatten(0, 1), nrow=len(columns), padding=2, pad_value=1.0)
+
+
+def heatmap_grid(image: torch.Tensor, mask: torch.Tensor, heatmaps: dict[str, torch.Tensor]) -> torch.Tensor:
+    """One row an image: Masked Input | one column a heat map, from dark (0) to bright (1).
+
+    Shapes:
+        image (B, 3, H, W) in [0, 1], mask and each heat map (B, 1, H, W) in [0, 1]; returns (3, H', W').
+    """
+    from torchvision.utils import make_grid  # slow to import, needed only for pictures
+
+    columns = [(image * (1 - mask) + mask).clamp(0, 1).cpu()]
+    for heat in heatmaps.values():
+        values = (heat.detach().float().clamp(0, 1).cpu().numpy() * 255).astype(np.uint8)
+        colored = np.stack([cv2.applyColorMap(each[0], cv2.COLORMAP_VIRIDIS)[:, :, ::-1] for each in values])
+        columns.append(torch.from_numpy(colored.transpose(0, 3, 1, 2) / np.float32(255)))
+    return make_grid(torch.stack(columns, dim=1).flatten(0, 1), nrow=len(columns), padding=2, pad_value=1.0)
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it over `path` on success, remove it on failure."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_checkpoint(state: dict[str, Any], path: Path) -> None:
+    """Write tensors and plain Python values to `path`, whole or not at all."""
+    with atomic_path(path) as temporary:
+        torch.save({"format": CHECKPOINT_FORMAT, **state}, temporary)
+
+
+def load_checkpoint(path: Path, flag: str) -> dict[str, Any]:
+    """Read a checkpoint of this project on the CPU without running any code in it.
+
+    Raises:
+        UserError: naming `flag`, if the file is missing, damaged, or another program's.
+    """
+    if not path.is_file():
+        raise UserError(f"{flag}: no such file: {path}")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except READ_ERRORS as error:
+        raise UserError(f"{flag}: not a readable checkpoint: {path} ({_first_line(error)})") from None
+    if not isinstance(state, dict) or state.get("format") != CHECKPOINT_FORMAT:
+        raise UserError(f"{flag}: not a checkpoint of this project: {path}")
+    return state
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+
+
+def load_trunk(name: str, weights: str | None, flag: str) -> torch.nn.Sequential:
+    """The convolutional layers of torchvision's `alexnet` or `vgg16`, trained on ImageNet.
+
+    Args:
+        weights: file whose `features.*` are read; None for torchvision's download cache.
+        flag: what errors call that file.
+
+    Raises:
+        UserError: saying which file to put where, if there are no weights.
+    """
+    import torchvision.models  # slow to import, needed only here
+
+    if weights:
+        if not Path(weights).is_file():
+            raise UserError(f"{flag}: no such file: {weights}")
+        try:
+            state = torch.load(weights, map_location="cpu", weights_only=True)
+        except READ_ERRORS as error:
+            raise UserError(
+                f"{flag}: not a readable weights file: {weights} ({_first_line(error)})"
+            ) from None
+    else:
+        url = torchvision.models.get_model_weights(name).IMAGENET1K_V1.url
+        try:
+            state = torch.hub.load_state_dict_from_url(url, map_location="cpu", progress=False)
+        except OSError:
+            place = Path(torch.hub.get_dir(), "checkpoints")
+            raise UserError(
+                f"{flag}: cannot download the weights of {name}; put {Path(url).name} into {place}, "
+                f"or name a file with its features.* layers by {flag}"
+            ) from None
+    trunk = torchvision.models.get_model(name, weights=None).features
+    trunk_state = {
+        key.removeprefix("features."): value for key, value in state.items() if key.startswith("features.")
+    }
+    try:
+        trunk.load_state_dict(trunk_state)
+    except RuntimeError:
+        raise UserError(f"{flag}: does not hold the features.* layers of {name}: {weights}") from None
+    return trunk
