@@ -1,0 +1,457 @@
+"""Images and masks: reading any picture, caching it decoded, and drawing holes of a requested coverage."""
+
+import hashlib
+import json
+import os
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import skimage
+import torch
+from PIL import Image, ImageOps
+from torch.utils.data import DataLoader, Dataset, Sampler
+from tqdm import tqdm
+
+from utils import UserError, atomic_path
+
+EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+MAX_UNREADABLE = 0.01  # share of a folder
+MAX_GREY = 0.01  # share of a mask's pixels that may be neither black nor white
+
+SAMPLE = "sample"  # reserved root: crops of photographs that the scikit-image wheel carries
+SAMPLE_CROPS = 100
+SAMPLE_PHOTOGRAPHS = {
+    "train": ("chelsea.png", "coffee.png", "hubble_deep_field.jpg", "motorcycle_left.png", "retina.jpg"),
+    "val": ("astronaut.png", "rocket.jpg"),
+}
+
+# --- masks -------------------------------------------------------------------------------------------
+
+Coverage = float | tuple[float, float]
+Draw = Callable[[np.ndarray, np.random.Generator], tuple[float, float]]
+
+
+def random_free_form_mask(
+    height: int, width: int, coverage: Coverage = (0.1, 0.4), generator: np.random.Generator | None = None
+) -> np.ndarray:
+    """Brush strokes that turn at random, as if drawn by hand, until the requested share is missing.
+
+    After Yu et al., "Free-Form Image Inpainting with Gated Convolution", ICCV 2019, algorithm 1; ours
+    ends, if need be in the middle of a stroke, at the requested coverage.
+
+    Args:
+        coverage: the share of missing pixels, in [0, 1]; of a range, a share is drawn evenly.
+
+    Returns:
+        (height, width) uint8 in {0, 1}, 1 = missing; the share is met to one pixel.
+    """
+    generator = generator or np.random.default_rng()
+    canvas = np.zeros((height, width), np.uint8)
+    return _fill_to(draw_share(coverage, generator), canvas, _draw_stroke, generator)
+
+
+def random_rectangular_mask(
+    height: int, width: int, coverage: Coverage = (0.1, 0.4), generator: np.random.Generator | None = None
+) -> np.ndarray:
+    """Rectangles, some across the border, until the requested share is missing.
+
+    Arguments and result as of `random_free_form_mask`.
+    """
+    generator = generator or np.random.default_rng()
+    canvas = np.zeros((height, width), np.uint8)
+    return _fill_to(draw_share(coverage, generator), canvas, _draw_rectangle, generator)
+
+
+def random_mask(height: int, width: int, coverage: Coverage, generator: np.random.Generator) -> np.ndarray:
+    """The mixture: half of the masks strokes, a quarter rectangles, a quarter equal areas of both.
+
+    Arguments and result as of `random_free_form_mask`.
+    """
+    kind = generator.integers(4)
+    if kind < 2:
+        return random_free_form_mask(height, width, coverage, generator)
+    if kind == 2:
+        return random_rectangular_mask(height, width, coverage, generator)
+    share = draw_share(coverage, generator)
+    canvas = random_rectangular_mask(height, width, share / 2, generator)
+    return _fill_to(share, canvas, _draw_stroke, generator)
+
+
+def draw_share(coverage: Coverage, generator: np.random.Generator) -> float:
+    """A share of missing pixels, drawn evenly from a range, or the one given."""
+    low, high = coverage if isinstance(coverage, tuple | list) else (coverage, coverage)
+    if not 0 <= low <= high <= 1:
+        raise ValueError(f"coverage must be a share in [0, 1] or a range of shares, got {coverage}")
+    return float(generator.uniform(low, high))
+
+
+def _fill_to(share: float, canvas: np.ndarray, draw: Draw, generator: np.random.Generator) -> np.ndarray:
+    """Draw shapes on `canvas` until `share` of it is 1; the last shape is cut across at the exact pixel."""
+    target = round(share * canvas.size)
+    while cv2.countNonZero(canvas) < target:
+        before = canvas.copy()
+        direction_x, direction_y = draw(canvas, generator)
+        excess = cv2.countNonZero(canvas) - target
+        if excess > 0:
+            rows, columns = np.nonzero(canvas > before)
+            along = columns * direction_x + rows * direction_y
+            last = np.argpartition(along, -excess)[-excess:]
+            canvas[rows[last], columns[last]] = 0
+    return canvas
+
+
+def _draw_stroke(canvas: np.ndarray, generator: np.random.Generator) -> tuple[float, float]:
+    height, width = canvas.shape
+    side = (height + width) / 2
+    angle = generator.uniform(0, 2 * np.pi)
+    turns = angle + np.cumsum(generator.uniform(-1.2, 1.2, size=generator.integers(2, 9)))
+    steps = (
+        side
+        * generator.uniform(0.04, 0.16, size=(len(turns), 1))
+        * np.stack([np.cos(turns), np.sin(turns)], 1)
+    )
+    start = generator.uniform((0, 0), (width, height))
+    points = np.concatenate([start[None], start + np.cumsum(steps, axis=0)])
+    thickness = max(1, round(side * generator.uniform(0.03, 0.12)))
+    cv2.polylines(canvas, [np.round(points).astype(np.int32)], False, 1, thickness)
+    return float(np.cos(angle)), float(np.sin(angle))
+
+
+def _draw_rectangle(canvas: np.ndarray, generator: np.random.Generator) -> tuple[float, float]:
+    height, width = canvas.shape
+    h = max(1, round(height * generator.uniform(0.1, 0.5)))
+    w = max(1, round(width * generator.uniform(0.1, 0.5)))
+    top, left = generator.integers(-h // 2, height - h // 2), generator.integers(-w // 2, width - w // 2)
+    canvas[max(top, 0) : max(top + h, 1), max(left, 0) : max(left + w, 1)] = 1
+    return (1.0, 0.0) if generator.integers(2) else (0.0, 1.0)
+
+
+# --- files -------------------------------------------------------------------------------------------
+
+
+def read_image(path: Path) -> np.ndarray:
+    """Decode a picture of any common kind: upright by its EXIF tag, over white where transparent.
+
+    Returns:
+        (H, W, 3) uint8, RGB. Sixteen-bit samples are rounded to eight.
+
+    Raises:
+        UserError: if the file is missing or is not a readable picture.
+    """
+    try:
+        with Image.open(path) as file:
+            picture = ImageOps.exif_transpose(file)
+            picture.load()
+    except FileNotFoundError:
+        raise UserError(f"no such file: {path}") from None
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
+        raise UserError(f"not a readable image: {path} ({str(error).splitlines()[0][:120]})") from None
+    if picture.mode == "I" or picture.mode.startswith("I;16"):
+        grey = np.round(np.asarray(picture, dtype=np.float64).clip(0, 65535) / 257).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return np.asarray(picture.convert("RGB"))
+
+
+def read_mask(path: Path, invert: bool = False) -> tuple[np.ndarray, float]:
+    """Read a mask file: white, from 50 % up, is missing; black is, if `invert`.
+
+    Returns:
+        (H, W) uint8 in {0, 1}, 1 = missing, and the share of grey pixels, which were neither (0 is clean).
+    """
+    grey = read_image(path).mean(axis=2)
+    mask = (grey >= 127.5) != invert
+    return mask.astype(np.uint8), float(np.mean((grey > 2) & (grey < 253)))
+
+
+def find_images(root: Path, flag: str) -> list[Path]:
+    """All picture files below `root`, in the order of their names.
+
+    Raises:
+        UserError: naming `flag`, if the folder is missing or holds no picture.
+    """
+    if not root.is_dir():
+        raise UserError(f"{flag}: no such folder: {root}")
+    found = [Path(folder, name) for folder, _, names in os.walk(root, followlinks=True) for name in names]
+    images = sorted(path for path in found if path.suffix.lower() in EXTENSIONS)
+    if not images:
+        kinds = ", ".join(sorted({path.suffix.lower() or path.name for path in found})[:5]) or "nothing"
+        raise UserError(
+            f"{flag}: no images in {root} (found {kinds}; looked for {', '.join(sorted(EXTENSIONS))})"
+        )
+    return images
+
+
+def resize_image(image: np.ndarray, short_side: int) -> np.ndarray:
+    """Scale (H, W, 3) uint8 so that its shorter side is `short_side`: areas averaged down, bicubic up."""
+    scale = short_side / min(image.shape[:2])
+    if scale == 1:
+        return image
+    height, width = (max(short_side, round(side * scale)) for side in image.shape[:2])
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+
+
+class PixelCache:
+    """Decoded images in one file of raw bytes, mapped into memory and shared by all processes.
+
+    Built at the first use, keyed by the files' names, sizes and times: a changed file means a new cache.
+
+    Args:
+        paths: the pictures.
+        short_side: to which they are scaled.
+        folder: where cache files live.
+        label: what the progress bar calls them.
+
+    Attributes:
+        readable: indices into `paths` of the images that could be decoded.
+        unreadable: one line for each that could not.
+    """
+
+    def __init__(self, paths: list[Path], short_side: int, folder: Path, label: str) -> None:
+        stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+        key = hashlib.sha256(json.dumps([short_side, stats]).encode()).hexdigest()[:24]
+        self.file = folder / f"{key}.pixels"
+        index_file = folder / f"{key}.json"
+        if not index_file.exists():
+            with atomic_path(index_file) as temporary:
+                temporary.write_text(json.dumps(self._build(paths, short_side, label)))
+        index = json.loads(index_file.read_text())
+        self.readable: list[int] = index["readable"]
+        self.unreadable: list[str] = index["unreadable"]
+        self.shapes: list[tuple[int, int]] = [tuple(shape) for shape in index["shapes"]]
+        self.offsets = np.cumsum([0] + [3 * height * width for height, width in self.shapes])
+        self._pixels: np.ndarray | None = None
+
+    def _build(self, paths: list[Path], short_side: int, label: str) -> dict[str, list]:
+        index: dict[str, list] = {"readable": [], "unreadable": [], "shapes": []}
+        with atomic_path(self.file) as temporary, open(temporary, "wb") as file:
+            for i, path in enumerate(tqdm(paths, desc=f"decoding {label}", unit="image", leave=False)):
+                try:
+                    image = resize_image(read_image(path), short_side)
+                except UserError as error:
+                    index["unreadable"].append(str(error))
+                    continue
+                file.write(image.tobytes())
+                index["readable"].append(i)
+                index["shapes"].append(image.shape[:2])
+        return index
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        """The i-th readable image, (H, W, 3) uint8, RGB, read only."""
+        if self._pixels is None:  # opened in each process, never pickled
+            self._pixels = np.memmap(self.file, np.uint8, mode="r")
+        height, width = self.shapes[i]
+        return self._pixels[self.offsets[i] : self.offsets[i + 1]].reshape(height, width, 3)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_pixels": None}
+
+
+def default_cache_dir() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "msse-inpainting"
+
+
+# --- dataset -----------------------------------------------------------------------------------------
+
+
+class InpaintingDataset(Dataset):
+    """Images below a folder, each with a hole; every random draw derives from (seed, epoch, index).
+
+    In training, the crop, the flip and the mask change with the epoch. In validation the crop is the
+    centre and the mask depends on the seed and the file's name alone.
+
+    Args:
+        root: a folder, several joined by the system's path separator, or `sample`.
+        image_size: side of the square crops, in pixels; the shorter side is scaled to it.
+        training: see above.
+        max_images: at most so many, chosen by the seed; None for all.
+        coverage: range of missing shares.
+        mask_root: folder of mask files instead of drawn masks; one whose stem is the image's, or the
+            image's with `_mask`, belongs to it and is cropped like it; other images get any of them.
+        invert_mask: black, not white, is missing in mask files.
+        cache_dir: where decoded images are kept; None for the user's cache folder.
+        flag: what errors call the root.
+
+    Item `epoch * len(self) + index` is a dict of image (3, S, S) float32 in [0, 1], mask (1, S, S)
+    float32, 1 = missing, and name.
+
+    Raises:
+        UserError: no folder, no image, none readable, or more than 1 % unreadable.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        image_size: int = 256,
+        *,
+        training: bool = True,
+        max_images: int | None = None,
+        coverage: tuple[float, float] = (0.1, 0.4),
+        mask_root: str = "",
+        invert_mask: bool = False,
+        seed: int = 42,
+        cache_dir: str | Path | None = None,
+        flag: str = "--train_root",
+    ) -> None:
+        self.image_size, self.training, self.coverage, self.seed = image_size, training, coverage, seed
+        self.random_crops = training or root == SAMPLE
+        paths, names = _list_root(root, training, flag)
+        if max_images is not None and max_images < len(paths):
+            chosen = np.sort(np.random.default_rng(seed).permutation(len(paths))[:max_images])
+            paths, names = [paths[i] for i in chosen], [names[i] for i in chosen]
+
+        short_side = image_size * 3 // 2 if root == SAMPLE else image_size
+        files = sorted(set(paths))
+        folder = Path(cache_dir) if cache_dir else default_cache_dir()
+        self.pixels = PixelCache(files, short_side, folder, label=flag.lstrip("-"))
+        position = {files[i]: k for k, i in enumerate(self.pixels.readable)}
+        self.unreadable = self.pixels.unreadable
+        if self.unreadable and (not position or len(self.unreadable) > MAX_UNREADABLE * len(files)):
+            raise UserError(
+                f"{flag}: {len(self.unreadable)} of {len(files)} images in {root} cannot be read, "
+                f"more than {MAX_UNREADABLE:.0%} allowed; the first: {self.unreadable[0]}"
+            )
+        items = [(position[path], name) for path, name in zip(paths, names, strict=True) if path in position]
+        self.positions = [position for position, _ in items]
+        self.names = [name for _, name in items]
+        self.masks = _MaskFolder(mask_root, invert_mask) if mask_root else None
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, key: int) -> dict[str, Any]:
+        epoch, index = divmod(int(key), len(self))
+        name = self.names[index]
+        if self.training:
+            generator = np.random.default_rng([self.seed, epoch, index])
+        else:
+            generator = np.random.default_rng([self.seed, zlib.crc32(name.encode())])
+
+        image = self.pixels[self.positions[index]]
+        size = self.image_size
+        spare = np.array(image.shape[:2]) - size
+        top, left = generator.integers(0, spare + 1) if self.random_crops else spare // 2
+        flip = self.training and generator.random() < 0.5
+        if self.masks is None:
+            mask = random_mask(size, size, self.coverage, generator)
+        else:
+            mask = self.masks.read(name, image.shape[:2], top, left, size, generator)
+        image = image[top : top + size, left : left + size]
+        if flip:
+            image, mask = image[:, ::-1], mask[:, ::-1]
+        return {
+            "image": torch.from_numpy(image.transpose(2, 0, 1).astype(np.float32) / 255),
+            "mask": torch.from_numpy(mask[None].astype(np.float32)),
+            "name": name,
+        }
+
+
+def _list_root(root: str, training: bool, flag: str) -> tuple[list[Path], list[str]]:
+    """The files of a root and the name of each, without its extension, unique for `sample`."""
+    if root == SAMPLE:
+        folder = Path(skimage.__file__).parent / "data"
+        photographs = SAMPLE_PHOTOGRAPHS["train" if training else "val"]
+        paths = [folder / photographs[i % len(photographs)] for i in range(SAMPLE_CROPS)]
+        return paths, [f"{path.stem}-{i:02d}" for i, path in enumerate(paths)]
+    paths, names = [], []
+    for part in root.split(os.pathsep):
+        images = find_images(Path(part), flag)
+        paths += images
+        names += [path.relative_to(part).with_suffix("").as_posix() for path in images]
+    return paths, names
+
+
+class _MaskFolder:
+    """Mask files made by others, belonging to an image by their stem, or to any."""
+
+    def __init__(self, root: str, invert: bool) -> None:
+        self.paths = find_images(Path(root), "--mask_root")
+        self.by_stem = {path.stem.removesuffix("_mask"): path for path in self.paths}
+        self.invert = invert
+
+    def read(
+        self,
+        name: str,
+        shape: tuple[int, int],
+        top: int,
+        left: int,
+        size: int,
+        generator: np.random.Generator,
+    ) -> np.ndarray:
+        """(size, size) uint8 in {0, 1}: the image's own mask cropped as the image is, or any, scaled."""
+        own = self.by_stem.get(Path(name).name)
+        path = own or self.paths[generator.integers(len(self.paths))]
+        mask, _ = read_mask(path, self.invert)
+        if own is None:
+            return cv2.resize(mask, (size, size), interpolation=cv2.INTER_NEAREST)
+        mask = cv2.resize(mask, (shape[1], shape[0]), interpolation=cv2.INTER_NEAREST)
+        return mask[top : top + size, left : left + size]
+
+
+class EpochSampler(Sampler[int]):
+    """Every index once an epoch in an order of (seed, epoch), as keys `epoch * length + index`.
+
+    The epoch advances by itself at the end of each pass; set `epoch` and `start` to resume in one.
+    """
+
+    def __init__(self, length: int, seed: int) -> None:
+        self.length, self.seed = length, seed
+        self.epoch = 0
+        self.start = 0  # items of this epoch already seen
+
+    def __iter__(self) -> Iterator[int]:
+        epoch, start = self.epoch, self.start
+        self.epoch, self.start = epoch + 1, 0
+        order = np.random.default_rng([self.seed, epoch]).permutation(self.length)
+        return iter((epoch * self.length + order[start:]).tolist())
+
+    def __len__(self) -> int:
+        return self.length
+
+
+def get_dataloaders(
+    train_root: str,
+    val_root: str,
+    batch_size: int = 8,
+    image_size: int = 256,
+    *,
+    val_size: int | None = None,
+    train_subset: int | None = None,
+    val_subset: int | None = None,
+    coverage: tuple[float, float] = (0.1, 0.4),
+    mask_root: str = "",
+    invert_mask: bool = False,
+    num_workers: int = 2,
+    seed: int = 42,
+    cache_dir: str | Path | None = None,
+) -> tuple[DataLoader, DataLoader]:
+    """Training and validation loaders; arguments as of `InpaintingDataset`.
+
+    Args:
+        image_size: of both, in pixels, unless `val_size` says otherwise of the validation images.
+        train_subset, val_subset: at most so many images; None for all.
+
+    Batches are dicts of image (B, 3, S, S) in [0, 1], mask (B, 1, S, S), 1 = missing, and name.
+    """
+    shared: dict[str, Any] = {"coverage": coverage, "mask_root": mask_root, "invert_mask": invert_mask}
+    shared |= {"seed": seed, "cache_dir": cache_dir}
+    train_set = InpaintingDataset(
+        train_root, image_size, max_images=train_subset, flag="--train_root", **shared
+    )
+    val_set = InpaintingDataset(
+        val_root, val_size or image_size, training=False, max_images=val_subset, flag="--val_root", **shared
+    )
+    loading: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers}
+    loading |= {"pin_memory": torch.cuda.is_available()}
+    train_loader = DataLoader(train_set, sampler=EpochSampler(len(train_set), seed), **loading)
+    return train_loader, DataLoader(val_set, **loading)
