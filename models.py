@@ -1,0 +1,520 @@
+"""The network: partial-convolution encoder, coarse decoder, structure-biased attention, refinement."""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from msse import MultiScaleStructureEncoder, StructureAwareAttentionGate
+
+STRIDE = 8  # pixels, of the bottleneck: sides are padded to a multiple of it
+PATCH_SIZES = (3, 7, 15)  # of the structure encoder
+UNKNOWN = -1e4  # attention bias of a key with nothing known under it; finite in half precision
+
+
+def activation(x: torch.Tensor) -> torch.Tensor:
+    return F.leaky_relu(x, 0.2)
+
+
+def resize(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Bilinear resampling to the height and width of `like`."""
+    return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def zero_module(module: nn.Module) -> nn.Module:
+    """Start `module` at zero: the residual that it predicts begins as nothing."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+def pull(image: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Halve an image with a hole: the mean of each 2×2 block's known pixels, missing where there are none.
+
+    Shapes:
+        image (B, C, H, W), 0 under the hole; mask (B, 1, H, W), 1 = missing. Returns both at (⌈H/2⌉, ⌈W/2⌉).
+    """
+    share = F.avg_pool2d(1 - mask, 2, ceil_mode=True)
+    mean = F.avg_pool2d(image, 2, ceil_mode=True) / share.clamp_min(0.25)  # of a block, 1/4 is the least
+    return mean, (share == 0).to(mask.dtype)
+
+
+def push_pull(image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Fill the hole smoothly from a pyramid of averages over known pixels; no parameters.
+
+    Pull: halve until one pixel is left. Push: from the top, every missing pixel takes the bilinearly
+    enlarged value of the level above. After Gortler et al., "The Lumigraph", SIGGRAPH 1996, section
+    3.4.2; our weights are 0 or 1 at every level.
+
+    Shapes:
+        image (B, C, H, W), 0 under the hole; mask (B, 1, H, W), 1 = missing. Returns (B, C, H, W), equal
+        to `image` where known; 0.5 everywhere if nothing is known.
+    """
+    levels = [(image, mask)]
+    while max(levels[-1][0].shape[-2:]) > 1:
+        levels.append(pull(*levels[-1]))
+    filled = torch.full_like(levels[-1][0], 0.5)
+    for fine, hole in reversed(levels):
+        filled = torch.where(hole > 0, resize(filled, like=fine), fine)
+    return filled
+
+
+class PartialConv2d(nn.Module):
+    """Convolution over the known pixels only, with the hole shrunk by what the window could reach.
+
+        y = W * (x (1 - m)) · k² / max(1 * (1 - m), 1) + b,    m' = [1 * (1 - m) == 0]
+
+    and y = 0 where m' = 1. Liu et al., "Image Inpainting for Irregular Holes Using Partial
+    Convolutions", ECCV 2018, eq. 1-2; their mask marks *known* pixels, ours marks missing ones. Pixels
+    beyond the border count as missing. A fully known window gives an ordinary convolution.
+
+    Shapes:
+        x (B, C_in, H, W), any value under the hole; m (B, 1, H, W), 1 = missing.
+        Returns y (B, C_out, H', W') and m' (B, 1, H', W').
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 3,
+        stride: int = 1,
+        padding: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.padding = kernel_size // 2 if padding is None else padding
+        self.stride = stride
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, self.padding, bias=False)
+        self.bias = nn.Parameter(torch.zeros(out_channels))
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        window = self.conv.kernel_size[0]
+        with torch.no_grad():
+            known = 1 - mask.float()
+            count = F.avg_pool2d(known, window, self.stride, self.padding, divisor_override=1)
+            reached = (count > 0).float()
+            ratio = reached * window**2 / count.clamp_min(1)
+        y = self.conv(x.masked_fill(mask > 0, 0))
+        y = y * ratio.to(y.dtype) + self.bias[:, None, None].to(y.dtype) * reached.to(y.dtype)
+        return y, (1 - reached).to(mask.dtype)
+
+
+class ContextEncoder(nn.Module):
+    """Features of the known pixels at four scales, by partial convolutions alone.
+
+    Shapes:
+        image (B, 3, H, W) in [0, 1], any value under the hole; mask (B, 1, H, W), 1 = missing; H and W
+        multiples of 8.
+        Returns features [(B, C, H, W), (B, 2C, H/2, W/2), (B, 4C, H/4, W/4), (B, 4C, H/8, W/8)] and
+        the mask of each: 1 where the features have seen no known pixel (and are 0).
+    """
+
+    def __init__(self, base_channels: int) -> None:
+        super().__init__()
+        C = base_channels
+        self.level1 = PartialConv2d(3, C, kernel_size=5)
+        self.level2 = PartialConv2d(C, 2 * C, stride=2)
+        self.level3 = PartialConv2d(2 * C, 4 * C, stride=2)
+        self.level4 = PartialConv2d(4 * C, 4 * C, stride=2)
+
+    def forward(
+        self, image: torch.Tensor, mask: torch.Tensor
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        x, m = 2 * image - 1, mask
+        features, masks = [], []
+        for level in (self.level1, self.level2, self.level3, self.level4):
+            x, m = level(x, m)
+            x = activation(x)
+            features.append(x)
+            masks.append(m)
+        return features, masks
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(act(conv(act(x)))), 3×3, the second convolution started small in place of a normalisation.
+
+    Shapes:
+        (B, C, H, W) to the same.
+    """
+
+    def __init__(self, channels: int, hidden: int | None = None, dilation: int = 1) -> None:
+        super().__init__()
+        hidden = hidden or channels
+        self.conv1 = nn.Conv2d(channels, hidden, 3, padding=dilation, dilation=dilation)
+        self.conv2 = nn.Conv2d(hidden, channels, 3, padding=1)
+        with torch.no_grad():
+            self.conv2.weight.mul_(0.2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.conv2(activation(self.conv1(activation(x))))
+
+
+class CoarseDecoder(nn.Module):
+    """The rough completion: a bottleneck at 1/8 size that sees far, and a symmetric way up with skips.
+
+    Predicts a residual over the push-pull prefill, so that an untrained network already starts
+    near a classical method; what it predicts is supervised by L1 in the hole.
+
+    Args:
+        base_channels: C.
+        bottleneck_depth: residual blocks at 1/8 size, with dilations 1, 2, 4, 1, 2, 4, ...
+
+    Shapes:
+        features as `ContextEncoder` returns them; prefill (B, 3, H, W); mask (B, 1, H, W). Returns coarse
+        (B, 3, H, W) and decoded features [(B, C, H, W), (B, 2C, H/2, W/2), (B, 4C, H/4, W/4)].
+    """
+
+    def __init__(self, base_channels: int, bottleneck_depth: int) -> None:
+        super().__init__()
+        C = base_channels
+        self.guide = nn.Conv2d(4, 4 * C, 3, padding=1)
+        self.bottleneck = nn.Sequential(
+            *(ResidualBlock(4 * C, dilation=(1, 2, 4)[i % 3]) for i in range(bottleneck_depth))
+        )
+        self.up3 = nn.Conv2d(4 * C, 4 * C, 1)
+        self.up2 = nn.Conv2d(4 * C, 2 * C, 1)
+        self.up1 = nn.Conv2d(2 * C, C, 1)
+        self.to_rgb = zero_module(nn.Conv2d(C, 3, 1))
+
+    def forward(
+        self, features: list[torch.Tensor], prefill: torch.Tensor, mask: torch.Tensor
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        e1, e2, e3, e4 = features
+        guide = self.guide(F.avg_pool2d(torch.cat([2 * prefill - 1, mask], dim=1), STRIDE))
+        d4 = self.bottleneck(e4 + guide)
+        d3 = activation(resize(self.up3(d4), like=e3) + e3)
+        d2 = activation(resize(self.up2(d3), like=e2) + e2)
+        d1 = activation(resize(self.up1(d2), like=e1) + e1)
+        return prefill + self.to_rgb(d1), [d1, d2, d3]
+
+
+class MaskQueryCrossAttention(nn.Module):
+    """Softmax attention from the image being completed to its context, biased by known pixels and structure.
+
+        Softmax(QKᵀ/√d + α·S + log κ) V
+
+    README, "Multi-Scale Structure Encoder"; Vaswani et al., "Attention Is All You Need", NeurIPS 2017,
+    eq. 1. Tokens are averages over `stride`² features. κ is the known share of a key's patch, so that a
+    key weighs what its known pixels weigh together; a key with nothing known gets the bias `UNKNOWN` and
+    is heard only where no known key is in reach. S tells keys on structure from keys on flat ground.
+
+    Args:
+        channels: of the queries and of the result.
+        context_channels: of the context, from which keys and values come.
+        num_heads: divides `channels`.
+        scale: image pixels a feature's side.
+        stride: features a token's side.
+        window: None for global attention; else tokens a side of the windows into which queries are cut.
+        halo: tokens around a window that its queries reach as well.
+        max_keys: global attention averages keys in blocks until there are no more than this.
+
+    Shapes:
+        x (B, C, H, W); context (B, C', H, W); mask and structure (B, 1, scale·H, scale·W), the image's size.
+        Returns (B, C, H, W), to be added to x, and the attention (B, windows, heads, queries, keys),
+        each row summing to 1, or None unless it is asked for.
+    """
+
+    def __init__(
+        self,
+        *,
+        channels: int,
+        context_channels: int,
+        num_heads: int,
+        use_structure: bool,
+        scale: int,
+        stride: int = 1,
+        window: int | None = None,
+        halo: int = 0,
+        max_keys: int = 1024,
+    ) -> None:
+        super().__init__()
+        if channels % num_heads:
+            raise ValueError(f"channels ({channels}) must be a multiple of num_heads ({num_heads})")
+        self.num_heads, self.scale, self.stride = num_heads, scale, stride
+        self.window, self.halo, self.max_keys = window, halo, max_keys
+        self.to_query = nn.Conv2d(channels, channels, 1)
+        self.to_key = nn.Conv2d(
+            context_channels, channels, 1, bias=False
+        )  # a key bias cancels in the softmax
+        self.to_value = nn.Conv2d(context_channels, channels, 1)
+        self.to_out = nn.Conv2d(channels, channels, 1)
+        self.gate = StructureAwareAttentionGate(num_heads) if use_structure else None
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        context: torch.Tensor,
+        mask: torch.Tensor,
+        structure: torch.Tensor | None = None,
+        return_attention: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        tokens = pool(x, self.stride)
+        height, width = tokens.shape[-2:]
+        block = self.key_block(height, width)
+        keys = pool(context, self.stride * block)
+
+        q = self.split(self.to_query(tokens))  # (B·windows, heads, queries, d)
+        k = self.split(self.to_key(keys), halo=self.halo)
+        v = self.split(self.to_value(keys), halo=self.halo)
+        bias = self.bias(mask, structure, self.scale * self.stride * block).to(q.dtype)  # (B, heads, h, w)
+        # (B·windows, heads, 1, keys): every query of a window sees the same bias
+        bias = self.split(bias, halo=self.halo, outside=-math.inf).transpose(2, 3)
+        attention = None
+        if return_attention or torch.is_grad_enabled():  # the fused kernels know no gradient of the bias
+            attention = torch.softmax((q @ k.transpose(2, 3)) / math.sqrt(q.shape[-1]) + bias, dim=-1)
+            y = attention @ v
+        else:
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        y = resize(self.to_out(self.join(y, height, width)), like=x)
+        if attention is None or not return_attention:
+            return y, None
+        return y, attention.unflatten(0, (x.shape[0], -1))
+
+    def key_block(self, height: int, width: int) -> int:
+        """Tokens a side that make one key: 1 in windows; in global attention, what `max_keys` needs."""
+        return 1 if self.window else math.ceil(math.sqrt(height * width / self.max_keys))
+
+    def bias(self, mask: torch.Tensor, structure: torch.Tensor | None, factor: int) -> torch.Tensor:
+        """log κ, plus α·S if there is a gate, of keys of `factor` pixels a side: (B, heads, h, w)."""
+        known = pool(1 - mask.float(), factor)
+        bias = torch.where(known > 0, torch.log(known.clamp_min(1e-6)), UNKNOWN)
+        bias = bias.expand(-1, self.num_heads, -1, -1)
+        if self.gate is not None and structure is not None:
+            bias = bias + self.gate(pool(structure, factor))
+        return bias
+
+    def heatmap(self, attention: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """What share of the hole's attention each key gets: (B, 1, h, w), at the resolution of the keys."""
+        hole = pool(mask.float(), self.scale * self.stride)
+        height, width = hole.shape[-2:]
+        hole = self.split(hole.expand(-1, self.num_heads, -1, -1))  # (B·windows, heads, queries, 1)
+        received = (attention.flatten(0, 1) * hole).sum(dim=2).mean(dim=1).unflatten(0, (mask.shape[0], -1))
+        if self.window is None:
+            received = received.unflatten(2, (-1, -(-width // self.key_block(height, width))))
+        else:
+            rows, columns = -(-height // self.window), -(-width // self.window)
+            size = (rows * self.window + 2 * self.halo, columns * self.window + 2 * self.halo)
+            received = F.fold(received.transpose(1, 2), size, self.window + 2 * self.halo, stride=self.window)
+            received = received[:, :, self.halo :, self.halo :][:, :, :height, :width]
+        return received / received.sum(dim=(1, 2, 3), keepdim=True).clamp_min(1e-12)
+
+    def split(self, x: torch.Tensor, *, halo: int = 0, outside: float = 0.0) -> torch.Tensor:
+        """Cut (B, heads·d, h, w) into (B·windows, heads, tokens, d), with `outside` beyond the border."""
+        if self.window is None:
+            return x.unflatten(1, (self.num_heads, -1)).flatten(3).transpose(2, 3)
+        bottom, right = (-x.shape[-2] % self.window, -x.shape[-1] % self.window)
+        x = F.pad(x, (halo, right + halo, halo, bottom + halo), value=outside)
+        size = self.window + 2 * halo
+        x = F.unfold(x, size, stride=self.window)  # (B, heads·d·tokens, windows)
+        x = x.transpose(1, 2).unflatten(
+            2, (self.num_heads, -1, size * size)
+        )  # (B, windows, heads, d, tokens)
+        return x.flatten(0, 1).transpose(2, 3)
+
+    def join(self, y: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        """The inverse of `split` without a halo: (B·windows, heads, tokens, d) to (B, heads·d, h, w)."""
+        y = y.transpose(2, 3).flatten(1, 2)  # (B·windows, heads·d, tokens)
+        if self.window is None:
+            return y.unflatten(2, (height, width))
+        rows, columns = -(-height // self.window), -(-width // self.window)
+        y = y.unflatten(0, (-1, rows, columns)).unflatten(4, (self.window, self.window))
+        y = y.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+        return y[:, :, :height, :width]
+
+
+def pool(x: torch.Tensor, factor: int) -> torch.Tensor:
+    """Means of factor×factor blocks; incomplete blocks at the far border are means of what they hold."""
+    return x if factor == 1 else F.avg_pool2d(x, factor, ceil_mode=True)
+
+
+class ProgressiveRefinementModule(nn.Module):
+    """Structure, then shape, then texture: three attentions of shrinking reach, all biased by one S.
+
+    Stage 1 works at C×H×W and looks everywhere; stage 2 at 2C×H/2×W/2 and looks 32 px to each side of
+    windows of 32 px; stage 3 at 4C×H/4×W/4 and looks 16 px to each side of windows of 16 px.
+
+    Shapes:
+        f0 (B, C, H, W); context [(B, C, H, W), (B, 2C, H/2, W/2), (B, 4C, H/4, W/4)]; mask (B, 1, H, W);
+        structure (B, 1, H, W) or None. Returns [f1, f2, f3], shaped like the context, and the three
+        attentions (see `MaskQueryCrossAttention`), or an empty list.
+    """
+
+    def __init__(self, base_channels: int, use_structure: bool) -> None:
+        super().__init__()
+        C = base_channels
+
+        def stage(
+            level: int, heads: int, stride: int, window: int | None, halo: int
+        ) -> MaskQueryCrossAttention:
+            return MaskQueryCrossAttention(
+                channels=level * C,
+                context_channels=level * C,
+                num_heads=heads,
+                use_structure=use_structure,
+                scale=level,
+                stride=stride,
+                window=window,
+                halo=halo,
+            )
+
+        self.structure_stage = stage(1, heads=2, stride=8, window=None, halo=0)
+        self.down2 = nn.Conv2d(C, 2 * C, 3, stride=2, padding=1)
+        self.shape_stage = stage(2, heads=4, stride=4, window=4, halo=4)
+        self.down3 = nn.Conv2d(2 * C, 4 * C, 3, stride=2, padding=1)
+        self.texture_stage = stage(4, heads=4, stride=1, window=8, halo=2)
+
+    def forward(
+        self,
+        f0: torch.Tensor,
+        context: list[torch.Tensor],
+        mask: torch.Tensor,
+        structure: torch.Tensor | None,
+        return_attention: bool = False,
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        step, map1 = self.structure_stage(f0, context[0], mask, structure, return_attention)
+        f1 = f0 + step
+        x = activation(self.down2(f1))
+        step, map2 = self.shape_stage(x, context[1], mask, structure, return_attention)
+        f2 = x + step
+        x = activation(self.down3(f2))
+        step, map3 = self.texture_stage(x, context[2], mask, structure, return_attention)
+        f3 = x + step
+        return [f1, f2, f3], [m for m in (map1, map2, map3) if m is not None]
+
+
+class RefinementDecoder(nn.Module):
+    """The residual ΔI of I_final = I_coarse + ΔI, from texture back up to full size; starts at zero.
+
+    Shapes:
+        [f1, f2, f3] as `ProgressiveRefinementModule` returns them. Returns (B, 3, H, W).
+    """
+
+    def __init__(self, base_channels: int, refinement_depth: int) -> None:
+        super().__init__()
+        C = base_channels
+        self.blocks = nn.Sequential(*(ResidualBlock(4 * C, hidden=2 * C) for _ in range(refinement_depth)))
+        self.up2 = nn.Conv2d(4 * C, 2 * C, 1)
+        self.fuse2 = nn.Conv2d(2 * C, 2 * C, 3, padding=1)
+        self.up1 = nn.Conv2d(2 * C, C, 1)
+        self.to_rgb = zero_module(nn.Conv2d(C, 3, 3, padding=1))
+
+    def forward(self, features: list[torch.Tensor]) -> torch.Tensor:
+        f1, f2, f3 = features
+        x = self.blocks(f3)
+        x = activation(self.fuse2(activation(resize(self.up2(x), like=f2) + f2)))
+        x = activation(resize(self.up1(x), like=f1) + f1)
+        return self.to_rgb(x)
+
+
+class InpaintingNetwork(nn.Module):
+    """Completes the hole and leaves everything else as it is: Î = I ⊙ (1 - M) + G(I, M) ⊙ M.
+
+    The image is completed at 1/2^`pyramid_levels` of its size first, over a push-pull prefill; each
+    completion, enlarged, is the prefill of the next size, up to the image's own. One set of weights
+    serves all sizes, so that a hole is filled from as far away in a large picture as in a small one.
+
+    Args:
+        base_channels: C, an even number.
+        use_structure_encoder: bias the attention by MSSE; without it no MSSE parameter exists.
+        bottleneck_depth: residual blocks of the coarse decoder at 1/8 size.
+        refinement_depth: residual blocks of the refinement decoder at 1/4 size.
+        pyramid_levels: halvings of the image before the first completion.
+
+    Shapes:
+        image (B, 3, H, W) in [0, 1], any value (NaN included) under the hole; mask (B, 1, H, W) in {0, 1},
+        1 = missing; any H and W from 1. Returns a dict of `coarse`, `refined` and `output`, (B, 3, H, W)
+        (the first two clamped to [0, 1] in evaluation mode); `structure` (B, 1, H, W), if there is a
+        structure encoder; `attention`, three maps (see `MaskQueryCrossAttention`), if asked for.
+    """
+
+    def __init__(
+        self,
+        base_channels: int = 32,
+        use_structure_encoder: bool = True,
+        bottleneck_depth: int = 4,
+        refinement_depth: int = 1,
+        pyramid_levels: int = 3,
+    ) -> None:
+        super().__init__()
+        if base_channels < 2 or base_channels % 2:
+            raise ValueError(f"base_channels must be even and positive, got {base_channels}")
+        self.pyramid_levels = pyramid_levels
+        self.encoder = ContextEncoder(base_channels)
+        self.coarse_decoder = CoarseDecoder(base_channels, bottleneck_depth)
+        self.embed = nn.Conv2d(4, base_channels, 3, padding=1)
+        self.structure_encoder = (
+            MultiScaleStructureEncoder(base_channels, PATCH_SIZES) if use_structure_encoder else None
+        )
+        self.refinement = ProgressiveRefinementModule(base_channels, use_structure=use_structure_encoder)
+        self.refinement_decoder = RefinementDecoder(base_channels, refinement_depth)
+
+    def forward(
+        self, image: torch.Tensor, mask: torch.Tensor, return_attention: bool = False
+    ) -> dict[str, Any]:
+        known = image.masked_fill(mask > 0, 0)
+        outputs = self.complete(known, mask, self.pyramid_levels, return_attention)
+        if not self.training:
+            outputs |= {name: outputs[name].clamp(0, 1) for name in ("coarse", "refined")}
+        return outputs | {"output": torch.where(mask > 0, outputs["refined"].to(image.dtype), image)}
+
+    def complete(
+        self, image: torch.Tensor, mask: torch.Tensor, levels: int, return_attention: bool = False
+    ) -> dict[str, Any]:
+        """Complete an image that is 0 under the hole, after its `levels` smaller copies; as `forward`."""
+        height, width = image.shape[-2:]
+        if levels and max(height, width) > STRIDE:
+            smaller, smaller_mask = pull(image, mask)
+            refined = self.complete(smaller, smaller_mask, levels - 1)["refined"]
+            prefill = torch.where(smaller_mask > 0, refined, smaller)
+            prefill = torch.where(mask > 0, resize(prefill, like=image), image)
+        else:
+            prefill = push_pull(image, mask)
+
+        border = (0, -width % STRIDE, 0, -height % STRIDE)
+        image, prefill = F.pad(image, border), F.pad(prefill, border)
+        hole = F.pad(mask, border, value=1)  # what lies beyond the border is as unknown as the hole
+        features, masks = self.encoder(image, hole)
+        coarse, decoded = self.coarse_decoder(features, prefill, hole)
+        completed = torch.where(hole > 0, coarse, image)
+        context = [torch.where(m > 0, d, e) for e, d, m in zip(features, decoded, masks, strict=False)]
+
+        f0 = activation(self.embed(torch.cat([2 * completed - 1, hole], dim=1)))
+        structure = self.structure_encoder(f0, hole) if self.structure_encoder is not None else None
+        stages, attention = self.refinement(f0, context, hole, structure, return_attention)
+        refined = coarse + self.refinement_decoder(stages)
+
+        outputs: dict[str, Any] = {
+            "coarse": coarse[..., :height, :width],
+            "refined": refined[..., :height, :width],
+        }
+        if structure is not None:
+            outputs["structure"] = structure[..., :height, :width]
+        if return_attention:
+            outputs["attention"] = attention
+        return outputs
+
+
+def attention_heatmaps(
+    network: InpaintingNetwork, outputs: dict[str, Any], mask: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """Pictures of where structure is and where each stage looks to fill the hole.
+
+    Args:
+        outputs: of `network`, with `return_attention=True`, for this mask (B, 1, H, W).
+
+    Returns:
+        `structure` (S; absent without MSSE), `stage 1`, `stage 2` and `stage 3`: (B, 1, H, W) in [0, 1],
+        the stages scaled to a largest value of 1.
+    """
+    height, width = mask.shape[-2:]
+    hole = F.pad(mask, (0, -width % STRIDE, 0, -height % STRIDE), value=1)
+    module = network.refinement
+    stages = (module.structure_stage, module.shape_stage, module.texture_stage)
+    maps = {"structure": outputs["structure"]} if "structure" in outputs else {}
+    for number, (stage, attention) in enumerate(zip(stages, outputs["attention"], strict=True), start=1):
+        heat = F.interpolate(stage.heatmap(attention, hole), size=hole.shape[-2:], mode="nearest")
+        heat = heat[..., :height, :width]
+        maps[f"stage {number}"] = heat / heat.amax(dim=(1, 2, 3), keepdim=True).clamp_min(1e-12)
+    return maps

@@ -1,0 +1,68 @@
+"""Mask-aware multi-scale structure encoding: where structure is, and how attention hears of it."""
+
+import torch
+from torch import nn
+
+
+class MultiScaleStructureEncoder(nn.Module):
+    """Structure confidence at every pixel, from features of the hole seen at several scales.
+
+        S = σ( Σ_k f_k(X ⊙ M) )
+
+    README, "Multi-Scale Structure Encoder". X are features of the coarsely *completed* image: the
+    partial convolutions of the encoder leave nothing under the hole, so that its own X ⊙ M would be
+    empty. Each f_k is a 1×1 reduction, a separable depthwise k×k convolution (k×1, then 1×k: 2k
+    products a pixel instead of k²), a ReLU, and a 1×1 projection to one channel.
+
+    Args:
+        in_channels: channels of X.
+        patch_sizes: odd kernel sizes k in pixels, small for edges, large for layout.
+        hidden_ratio: channels inside f_k as a share of `in_channels` (at least one).
+
+    Shapes:
+        features (B, C, H, W); mask (B, 1, H, W), 1 = missing. Returns S (B, 1, H, W) in [0, 1].
+    """
+
+    def __init__(
+        self, in_channels: int = 32, patch_sizes: tuple[int, ...] = (3, 7, 15), hidden_ratio: float = 0.25
+    ) -> None:
+        super().__init__()
+        if not patch_sizes or any(size < 1 or size % 2 == 0 for size in patch_sizes):
+            raise ValueError(f"patch_sizes must be odd and positive, got {patch_sizes}")
+        hidden = max(1, round(in_channels * hidden_ratio))
+        self.reduce = nn.Conv2d(in_channels, hidden * len(patch_sizes), 1)  # every f_k's 1×1 in one
+        self.scales = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(hidden, hidden, (size, 1), padding=(size // 2, 0), groups=hidden, bias=False),
+                nn.Conv2d(hidden, hidden, (1, size), padding=(0, size // 2), groups=hidden),
+                nn.ReLU(),
+            )
+            for size in patch_sizes
+        )
+        self.project = nn.Conv2d(hidden * len(patch_sizes), 1, 1)  # every f_k's last 1×1, and their sum
+
+    def forward(self, features: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        reduced = self.reduce(features * mask.to(features.dtype)).chunk(len(self.scales), dim=1)
+        response = torch.cat([scale(x) for scale, x in zip(self.scales, reduced, strict=True)], dim=1)
+        return torch.sigmoid(self.project(response).float())
+
+
+class StructureAwareAttentionGate(nn.Module):
+    """The attention bias of structure: B_structure = α · S, one learnt α a head.
+
+    README, "Multi-Scale Structure Encoder": Softmax(QKᵀ/√d + α·S)V. S is averaged over each key's
+    patch. α starts at 1, so that structure is preferred from the first step and S receives a gradient.
+
+    Shapes:
+        structure (B, 1, h, w) in [0, 1], at the resolution of the keys. Returns (B, heads, h, w).
+    """
+
+    def __init__(self, num_heads: int) -> None:
+        super().__init__()
+        self.alpha = nn.Parameter(torch.ones(num_heads))
+
+    def forward(self, structure: torch.Tensor) -> torch.Tensor:
+        return self.alpha[:, None, None] * structure
+
+    def extra_repr(self) -> str:
+        return f"num_heads={self.alpha.numel()}"
