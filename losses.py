@@ -1,0 +1,228 @@
+"""The five terms that train the network, each averaged per image over its own region, and their schedule."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from utils import boundary_band, dilate, load_trunk
+
+GRADIENT_FLOOR = 1e-4  # squared gradient below which an edge has no direction
+
+
+def masked_mean(values: torch.Tensor, region: torch.Tensor) -> torch.Tensor:
+    """Mean of values (B, C, H, W) over the pixels of a region (B, 1, H, W): (B,), 0 for an empty region."""
+    total = (values * region).sum(dim=(1, 2, 3))
+    return total / (region.sum(dim=(1, 2, 3)) * values.shape[1]).clamp_min(1)
+
+
+def masked_l1(pred: torch.Tensor, target: torch.Tensor, region: torch.Tensor) -> torch.Tensor:
+    """Mean absolute difference of each image over its region: (B,)."""
+    return masked_mean((pred - target).abs(), region)
+
+
+class _FilterBank(nn.Module):
+    """3×3 filters applied to every channel alone, the border repeated: (B, C, H, W) to (B, C, N, H, W)."""
+
+    kernels: torch.Tensor
+
+    def __init__(self, kernels: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("kernels", kernels[:, None], persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        B, C, H, W = x.shape
+        x = F.pad(x.reshape(B * C, 1, H, W), (1, 1, 1, 1), mode="replicate")
+        return F.conv2d(x, self.kernels).reshape(B, C, -1, H, W)
+
+
+class SobelEdgeDetector(_FilterBank):
+    """Horizontal and vertical derivatives of every channel, per pixel (a ramp of slope 1 gives 1).
+
+    Shapes:
+        (B, C, H, W) to (B, C, 2, H, W): ∂/∂x, ∂/∂y.
+    """
+
+    def __init__(self) -> None:
+        dx = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]]) / 8
+        super().__init__(torch.stack([dx, dx.T]))
+
+
+class LaplacianEdgeDetector(_FilterBank):
+    """Second derivatives of every channel; their first two sum to the isotropic nine-point Laplacian.
+
+    The kernels of ∂²/∂x² are [1, -2, 1] across and [1, 10, 1] / 12 along, so that
+    ∂²/∂x² + ∂²/∂y² = [[1, 4, 1], [4, -20, 4], [1, 4, 1]] / 6.
+
+    Shapes:
+        `forward`: (B, C, H, W) to the Laplacian (B, C, H, W).
+        `second_derivatives`: (B, C, H, W) to (B, C, 3, H, W): xx, yy, xy.
+    """
+
+    def __init__(self) -> None:
+        dxx = torch.outer(torch.tensor([1.0, 10.0, 1.0]) / 12, torch.tensor([1.0, -2.0, 1.0]))
+        dxy = torch.tensor([[1.0, 0.0, -1.0], [0.0, 0.0, 0.0], [-1.0, 0.0, 1.0]]) / 4
+        super().__init__(torch.stack([dxx, dxx.T, dxy]))
+
+    def second_derivatives(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second_derivatives(x)[:, :, :2].sum(dim=2)
+
+
+class CornerDetector(nn.Module):
+    """C(I) = ΔI - ∂²I/∂n²: the Laplacian less the part of it that a straight edge explains.
+
+    n is the direction of the Sobel gradient g, so that C(I) = ΔI - gᵀHg / |g|² is the second derivative
+    *along* the edge: 0 on a straight edge however strong, large where an edge bends or ends. Kitchen
+    and Rosenfeld, "Gray-Level Corner Detection", 1982. On flat ground, where no direction is, it is ΔI.
+
+    Shapes:
+        (B, C, H, W) to the same; the responses of every channel.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sobel = SobelEdgeDetector()
+        self.laplacian = LaplacianEdgeDetector()
+
+    def forward(self, x: torch.Tensor, gradient: torch.Tensor | None = None) -> torch.Tensor:
+        gradient = self.sobel(x) if gradient is None else gradient
+        gx, gy = gradient.unbind(dim=2)
+        dxx, dyy, dxy = self.laplacian.second_derivatives(x).unbind(dim=2)
+        across = dxx * gx**2 + dyy * gy**2 + 2 * dxy * gx * gy
+        return dxx + dyy - across / (gx**2 + gy**2 + GRADIENT_FLOOR)
+
+
+def color_statistics(x: torch.Tensor, region: torch.Tensor) -> torch.Tensor:
+    """Mean and standard deviation of every channel over a region (B, 1, H, W): (B, 2C)."""
+    count = region.sum(dim=(2, 3)).clamp_min(1)
+    mean = (x * region).sum(dim=(2, 3)) / count
+    variance = ((x - mean[:, :, None, None]).square() * region).sum(dim=(2, 3)) / count
+    return torch.cat([mean, torch.sqrt(variance + 1e-6)], dim=1)
+
+
+def loss_weights(
+    progress: float, *, coarse: float, refine: float, edge: float, corner: float, color: float
+) -> dict[str, float]:
+    """README, "Progressive Loss Weighting": coarse structure first, edges and corners later.
+
+    Args:
+        progress: the done share of training, in [0, 1].
+    """
+    return {
+        "coarse": coarse * (1.0 - 0.5 * progress),
+        "refine": refine,
+        "edge": edge * (0.5 + 0.5 * progress),
+        "corner": corner * (0.3 + 0.7 * progress),
+        "color": color * (0.5 + 0.5 * progress),
+    }
+
+
+class PerceptualLoss(nn.Module):
+    """L1 between VGG16 features of prediction and target after relu1_2, relu2_2 and relu3_3.
+
+    Johnson et al., "Perceptual Losses for Real-Time Style Transfer", ECCV 2016, with L1 for their
+    squared distance, on composited images.
+
+    Args:
+        weights: file with `features.*` of torchvision's VGG16; None for torchvision's own download.
+
+    Shapes:
+        pred, target (B, 3, H, W) in [0, 1], at least 4×4 pixels. Returns (B,).
+
+    Raises:
+        UserError: if the weights are neither given nor in the cache and cannot be downloaded.
+    """
+
+    LAYERS = (3, 8, 15)
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, weights: str | None = None) -> None:
+        super().__init__()
+        self.features = load_trunk("vgg16", weights, "--vgg_weights")[: self.LAYERS[-1] + 1]
+        self.features.eval().requires_grad_(False)
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406])[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225])[:, None, None], persistent=False)
+
+    def forward(self, pred: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        x = (torch.cat([pred, target]) - self.mean) / self.std
+        distance = pred.new_zeros(pred.shape[0])
+        for i, layer in enumerate(self.features):
+            x = layer(x)
+            if i in self.LAYERS:
+                a, b = x.chunk(2)
+                distance = distance + (a - b).abs().mean(dim=(1, 2, 3)).to(distance.dtype)
+        return distance
+
+
+class InpaintingLoss(nn.Module):
+    """L_total = λ_c·L_coarse + λ_r·L_refine + λ_e·L_edge + λ_corner·L_corner + λ_color·L_color.
+
+    README, "Loss Functions". Each term is a mean over its own region of each image, then over the
+    batch: the hole for coarse and refine, the hole and `boundary_width` pixels around it for edge and
+    corner, the rim on both sides for colour. Edge, corner and colour look at the composited output.
+
+    Args:
+        boundary_width: pixels.
+        lambda_perceptual: weight of `PerceptualLoss`, constant in time; at 0 there is none.
+
+    Shapes:
+        outputs of the network; target (B, 3, H, W) in [0, 1]; mask (B, 1, H, W), 1 = missing;
+        epoch / total_epochs is the progress, in [0, 1]. Returns scalars: `total` and every term, unweighted.
+    """
+
+    def __init__(
+        self,
+        lambda_coarse: float = 1.0,
+        lambda_refine: float = 1.0,
+        lambda_edge: float = 0.5,
+        lambda_corner: float = 0.3,
+        lambda_color: float = 0.5,
+        boundary_width: int = 5,
+        lambda_perceptual: float = 0.0,
+        vgg_weights: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.lambdas = {"coarse": lambda_coarse, "refine": lambda_refine, "edge": lambda_edge}
+        self.lambdas |= {"corner": lambda_corner, "color": lambda_color}
+        self.boundary_width = boundary_width
+        self.lambda_perceptual = lambda_perceptual
+        self.corner_detector = CornerDetector()
+        self.perceptual = PerceptualLoss(vgg_weights) if lambda_perceptual > 0 else None
+
+    def weights(self, progress: float) -> dict[str, float]:
+        """The weight of every term at `progress` in [0, 1]."""
+        weights = loss_weights(progress, **self.lambdas)
+        return weights | ({"perceptual": self.lambda_perceptual} if self.perceptual is not None else {})
+
+    def forward(
+        self,
+        outputs: dict[str, torch.Tensor],
+        target: torch.Tensor,
+        mask: torch.Tensor,
+        epoch: float = 0,
+        total_epochs: float = 1,
+    ) -> dict[str, torch.Tensor]:
+        target, mask = target.float(), mask.float()
+        output = outputs["output"].float()
+        near = dilate(mask, self.boundary_width)
+        band = boundary_band(mask, self.boundary_width)
+
+        gradients = [self.corner_detector.sobel(x) for x in (output, target)]
+        corners = [self.corner_detector(x, g) for x, g in zip((output, target), gradients, strict=True)]
+        colors = [color_statistics(x, band) for x in (output, target)]
+        terms = {
+            "coarse": masked_l1(outputs["coarse"].float(), target, mask),
+            "refine": masked_l1(outputs["refined"].float(), target, mask),
+            "edge": masked_l1(gradients[0].flatten(1, 2), gradients[1].flatten(1, 2), near),
+            "corner": masked_l1(corners[0], corners[1], near),
+            "color": 2 * (colors[0] - colors[1]).abs().mean(dim=1),  # mean over channels of |Δμ| + |Δσ|
+        }
+        if self.perceptual is not None:
+            terms["perceptual"] = self.perceptual(output, target)
+        losses = {name: values.mean() for name, values in terms.items()}
+        weights = self.weights(epoch / total_epochs)
+        total = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
+        return {"total": total, **losses}

@@ -1,0 +1,201 @@
+"""Metrics of a completion, per image and over the hole alone; means are over images, never over batches."""
+
+import functools
+
+import torch
+import torch.nn.functional as F
+
+from utils import UserError, boundary_band, load_trunk
+
+MAX_PSNR = 100.0  # dB, of equal images
+
+
+def psnr(
+    pred: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None = None, data_range: float = 1.0
+) -> torch.Tensor:
+    """Peak signal-to-noise ratio of each image over its hole: 20 log₁₀(data_range / √MSE).
+
+    Shapes:
+        pred, target (B, C, H, W); mask (B, 1, H, W), 1 = missing, or None for the whole image. Returns (B,)
+        in dB, at most `MAX_PSNR`, which equal images and empty holes get.
+    """
+    mask = torch.ones_like(target[:, :1]) if mask is None else mask
+    squared = (pred.float() - target.float()).square() * mask
+    mse = squared.sum(dim=(1, 2, 3)) / (mask.sum(dim=(1, 2, 3)) * pred.shape[1]).clamp_min(1)
+    return (10 * torch.log10(data_range**2 / mse)).clamp_max(MAX_PSNR)
+
+
+def boundary_psnr(
+    pred: torch.Tensor,
+    target: torch.Tensor,
+    mask: torch.Tensor,
+    boundary_width: int = 5,
+    data_range: float = 1.0,
+) -> torch.Tensor:
+    """PSNR of each image over the missing pixels within `boundary_width` pixels of a known one.
+
+    Shapes, range and cap as of `psnr`; a hole without a rim (empty, or the whole image) gets the cap.
+    """
+    return psnr(pred, target, boundary_band(mask.float(), boundary_width) * mask, data_range)
+
+
+def l1(pred: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """Mean absolute difference of each image over its hole, (B,) in [0, 1]; 0 for an empty hole."""
+    mask = torch.ones_like(target[:, :1]) if mask is None else mask
+    difference = (pred.float() - target.float()).abs() * mask
+    return difference.sum(dim=(1, 2, 3)) / (mask.sum(dim=(1, 2, 3)) * pred.shape[1]).clamp_min(1)
+
+
+def ssim(
+    pred: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None = None, data_range: float = 1.0
+) -> torch.Tensor:
+    """Structural similarity of each image, its map averaged over the hole.
+
+    Wang et al., "Image Quality Assessment: From Error Visibility to Structural Similarity", 2004, eq. 13,
+    per channel, Gaussian window of 11×11 pixels and σ = 1.5. As in scikit-image, positions whose window
+    crosses the image's border do not count, unless no other missing pixel exists.
+
+    Shapes:
+        pred, target (B, C, H, W); mask (B, 1, H, W), 1 = missing, or None for the whole image. Returns (B,)
+        in [-1, 1]; 1 for equal images and empty holes.
+    """
+    mask = torch.ones_like(target[:, :1]) if mask is None else mask.float()
+    similarity = _ssim_map(pred.float() / data_range, target.float() / data_range)
+    inside = torch.zeros_like(mask)
+    inside[..., 5:-5, 5:-5] = 1
+    inner = mask * inside
+    region = torch.where(inner.sum(dim=(1, 2, 3), keepdim=True) > 0, inner, mask)
+    count = region.sum(dim=(1, 2, 3)) * pred.shape[1]
+    mean = (similarity * region).sum(dim=(1, 2, 3)) / count.clamp_min(1)
+    return torch.where(count > 0, mean, 1.0)
+
+
+def _ssim_map(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """SSIM at every pixel and channel of images in [0, 1], the border reflected."""
+    offsets = torch.arange(-5, 6, dtype=x.dtype, device=x.device)
+    window = torch.exp(-(offsets**2) / (2 * 1.5**2))
+    window = window / window.sum()
+
+    def blur(image: torch.Tensor) -> torch.Tensor:
+        B, C, H, W = image.shape
+        image = image.reshape(B * C, 1, H, W)
+        # reflection needs more than 5 pixels
+        image = F.pad(image, (5, 5, 5, 5), mode="reflect" if min(H, W) > 5 else "replicate")
+        return F.conv2d(F.conv2d(image, window.view(1, 1, 11, 1)), window.view(1, 1, 1, 11)).reshape(
+            B, C, H, W
+        )
+
+    # variances about a common centre lose fewer digits than about zero
+    centre = (x + y).mean(dim=(2, 3), keepdim=True) / 2
+    x, y = x - centre, y - centre
+    mean_x, mean_y = blur(x), blur(y)
+    variance_x = blur(x * x) - mean_x**2
+    variance_y = blur(y * y) - mean_y**2
+    covariance = blur(x * y) - mean_x * mean_y
+    c1, c2 = 0.01**2, 0.03**2
+    mean_x, mean_y = mean_x + centre, mean_y + centre
+    luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
+    return luminance * (2 * covariance + c2) / (variance_x + variance_y + c2)
+
+
+@functools.cache
+def _lpips_network(weights: str | None, device: torch.device) -> torch.nn.Module:
+    try:
+        import lpips  # optional
+    except ModuleNotFoundError:
+        raise UserError("--use_lpips: needs the lpips package: pip install lpips") from None
+    trunk = load_trunk("alexnet", weights, "--lpips_weights").state_dict()
+    network = lpips.LPIPS(
+        net="alex", pnet_rand=True, verbose=False
+    )  # its linear layers come with the package
+    for piece in (
+        network.net.slice1,
+        network.net.slice2,
+        network.net.slice3,
+        network.net.slice4,
+        network.net.slice5,
+    ):
+        piece.load_state_dict({key: trunk[key] for key in piece.state_dict()})
+    return network.to(device).eval().requires_grad_(False)
+
+
+def lpips_score(pred: torch.Tensor, target: torch.Tensor, weights: str | None = None) -> torch.Tensor:
+    """Learned perceptual distance of each image, AlexNet, version 0.1; lower is better.
+
+    Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric", CVPR 2018.
+
+    Args:
+        weights: file with `features.*` of torchvision's AlexNet; None for torchvision's own download.
+
+    Shapes:
+        pred, target (B, 3, H, W) in [0, 1], at least 32×32 pixels. Returns (B,).
+
+    Raises:
+        UserError: without the lpips package or the weights, or for smaller images.
+    """
+    if min(pred.shape[-2:]) < 32:
+        raise UserError(
+            f"--use_lpips: needs images of at least 32×32 pixels, got {pred.shape[-1]}×{pred.shape[-2]}"
+        )
+    with torch.no_grad():
+        return _lpips_network(weights, pred.device)(pred.float(), target.float(), normalize=True).flatten()
+
+
+class MetricsCalculator:
+    """Accumulates the metrics of composited images; the means do not depend on the batches.
+
+    An image without a hole counts in no metric of the hole, one without a rim in no metric of the rim;
+    only if no image counts is the mean that of the values that those images get by definition.
+
+    Args:
+        boundary_width: pixels.
+        use_lpips: add `lpips`.
+        lpips_weights: as of `lpips_score`.
+    """
+
+    HOLE_METRICS = ("psnr", "ssim", "l1")
+
+    def __init__(
+        self, boundary_width: int = 5, use_lpips: bool = False, lpips_weights: str | None = None
+    ) -> None:
+        self.boundary_width, self.use_lpips, self.lpips_weights = boundary_width, use_lpips, lpips_weights
+        self.values: dict[str, list[float]] = {}
+        self.counts: dict[str, list[bool]] = {}
+
+    def update(self, pred: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> dict[str, list[float]]:
+        """Add a batch: pred, target (B, 3, H, W), mask (B, 1, H, W); returns its values by image."""
+        mask = mask.float()
+        scores = {
+            "psnr": psnr(pred, target, mask),
+            "ssim": ssim(pred, target, mask),
+            "boundary_psnr": boundary_psnr(pred, target, mask, self.boundary_width),
+            "l1": l1(pred, target, mask),
+            "psnr_full": psnr(pred, target),
+            "ssim_full": ssim(pred, target),
+        }
+        if self.use_lpips:
+            scores["lpips"] = lpips_score(pred, target, self.lpips_weights)
+        has_hole = mask.amax(dim=(1, 2, 3)) > 0
+        has_rim = has_hole & (mask.amin(dim=(1, 2, 3)) < 1)
+        batch = {name: values.tolist() for name, values in scores.items()}
+        for name, values in batch.items():
+            counted = (
+                has_rim
+                if name == "boundary_psnr"
+                else has_hole
+                if name in self.HOLE_METRICS
+                else has_hole | True
+            )
+            self.values.setdefault(name, []).extend(values)
+            self.counts.setdefault(name, []).extend(counted.tolist())
+        return batch
+
+    def compute(self) -> dict[str, float]:
+        """The mean of every metric over the images so far; empty if there were none."""
+        means = {}
+        for name, values in self.values.items():
+            counted = [
+                value for value, counts in zip(values, self.counts[name], strict=True) if counts
+            ] or values
+            means[name] = sum(counted) / len(counted)
+        return means
