@@ -1,0 +1,294 @@
+"""Evaluate a checkpoint: score a folder beside a classical method, or fill the hole of one image."""
+
+import argparse
+import csv
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+from torchvision.utils import save_image
+from tqdm import tqdm
+
+from config import OneLineParser
+from dataset import MAX_GREY, InpaintingDataset, read_image, read_mask
+from metrics import MetricsCalculator
+from models import InpaintingNetwork, attention_heatmaps
+from utils import (
+    UserError,
+    atomic_path,
+    comparison_grid,
+    heatmap_grid,
+    load_checkpoint,
+    seed_everything,
+    select_device,
+)
+
+MAX_ROWS = 16  # of test_results.png
+TELEA_RADIUS = 3  # pixels
+
+
+def load_network(path: Path, device: torch.device) -> tuple[InpaintingNetwork, dict[str, Any]]:
+    """The averaged weights of a checkpoint, in the architecture that it names, and its run's settings."""
+    state = load_checkpoint(path, "--checkpoint")
+    network = InpaintingNetwork(**state["architecture"])
+    network.load_state_dict(state["ema"])
+    return network.to(device).to(memory_format=torch.channels_last).eval(), state["config"]
+
+
+def telea(image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Fill the hole by `cv2.inpaint` with `INPAINT_TELEA`: the classical floor.
+
+    Shapes:
+        image (B, 3, H, W) in [0, 1]; mask (B, 1, H, W), 1 = missing. Returns (B, 3, H, W) in [0, 1].
+    """
+    filled = []
+    for pixels, hole in zip(to_bytes(image), mask[:, 0].cpu().numpy().astype(np.uint8), strict=True):
+        filled.append(cv2.inpaint(np.ascontiguousarray(pixels), hole, TELEA_RADIUS, cv2.INPAINT_TELEA))
+    result = torch.from_numpy(np.stack(filled).astype(np.float32) / 255).permute(0, 3, 1, 2)
+    return torch.where(mask > 0, result.to(image.device), image)
+
+
+def to_bytes(image: torch.Tensor) -> np.ndarray:
+    """(B, 3, H, W) in [0, 1] to (B, H, W, 3) uint8, rounded."""
+    return (image.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+
+
+def write_png(pixels: np.ndarray, path: Path) -> None:
+    with atomic_path(path) as temporary:
+        Image.fromarray(pixels).save(temporary, format="PNG")
+
+
+@torch.no_grad()
+def score_folder(
+    network: InpaintingNetwork, loader: DataLoader, folder: Path, args: argparse.Namespace
+) -> None:
+    """Complete every image; write `outputs/`, both `metrics` and `test_results.png` to `folder`."""
+    device = next(network.parameters()).device
+    lpips = {"use_lpips": args.use_lpips, "lpips_weights": args.lpips_weights or None}
+    calculators = {name: MetricsCalculator(**lpips) for name in ("output", "coarse", "telea")}
+    rows: list[dict[str, Any]] = []
+    pictures: list[tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]] = []
+    for batch in tqdm(loader, desc="evaluating", unit="batch", disable=None):
+        image, mask = batch["image"].to(device), batch["mask"].to(device)
+        outputs = network(image, mask, return_attention=args.save_attention)
+        completions = {
+            "output": outputs["output"],
+            "coarse": torch.where(mask > 0, outputs["coarse"], image),
+            "telea": telea(image, mask),
+        }
+        scores = {name: calculators[name].update(each, image, mask) for name, each in completions.items()}
+        for i, (name, pixels) in enumerate(zip(batch["name"], to_bytes(outputs["output"]), strict=True)):
+            write_png(pixels, folder / "outputs" / f"{name}.png")
+            row = {"name": name, "hole_ratio": mask[i].mean().item()}
+            row |= {metric: values[i] for metric, values in scores["output"].items()}
+            for other in ("coarse", "telea"):
+                row |= {f"{other}_{metric}": values[i] for metric, values in scores[other].items()}
+            rows.append(row)
+        if args.save_attention:
+            save_attention(network, image, mask, outputs, batch["name"], folder / "attention")
+        if len(pictures) * len(image) < MAX_ROWS:
+            pictures.append((image, mask, outputs))
+
+    summary = {
+        "checkpoint": str(args.checkpoint),
+        "images": len(rows),
+        "image_size": args.image_size,
+        "masks": args.mask_root or f"drawn, {args.mask_coverage[0]:g} to {args.mask_coverage[1]:g} missing",
+        "seed": args.seed,
+        **{name: calculator.compute() for name, calculator in calculators.items()},
+    }
+    write_csv(rows, folder / "metrics.csv")
+    write_json(summary, folder / "metrics.json")
+    grids = [comparison_grid(*each) for each in pictures]
+    save_image(
+        torch.cat(grids, dim=1)[:, : MAX_ROWS * (args.image_size + 2) + 2], folder / "test_results.png"
+    )
+    print(f"{len(rows)} images of {args.image_size} px, masks {summary['masks']}")
+    print(f"{'':8}" + "".join(f"{metric:>15}" for metric in summary["output"]))
+    for name in calculators:
+        print(f"{name:8}" + "".join(f"{value:15.4f}" for value in summary[name].values()))
+    print(f"pictures, metrics.csv and metrics.json in {folder}")
+
+
+def save_attention(
+    network: InpaintingNetwork,
+    image: torch.Tensor,
+    mask: torch.Tensor,
+    outputs: dict[str, Any],
+    names: list[str],
+    folder: Path,
+) -> None:
+    """Write one picture an image: masked input, structure and the attention of the three stages."""
+    heatmaps = attention_heatmaps(network, outputs, mask)
+    for i, name in enumerate(names):
+        path = folder / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        each = {title: heat[i : i + 1] for title, heat in heatmaps.items()}
+        save_image(heatmap_grid(image[i : i + 1], mask[i : i + 1], each), path)
+
+
+@torch.no_grad()
+def fill_image(network: InpaintingNetwork, args: argparse.Namespace) -> None:
+    """Complete one image of any size; write `<stem>.png` to `--save_dir`, and metrics if there is a truth."""
+    device = next(network.parameters()).device
+    folder, name = Path(args.save_dir), Path(args.image_path).stem
+    pixels = named(read_image, Path(args.image_path), "--image_path")
+    hole, grey = named(lambda path: read_mask(path, args.invert_mask), Path(args.mask_path), "--mask_path")
+    truth = named(read_image, Path(args.gt_path), "--gt_path") if args.gt_path else None
+    for flag, other in (("--mask_path", hole), ("--gt_path", truth)):
+        if other is not None and other.shape[:2] != pixels.shape[:2]:
+            sizes = [f"{each.shape[1]}×{each.shape[0]}" for each in (other, pixels)]
+            raise UserError(f"{flag}: is {sizes[0]} pixels, but the image is {sizes[1]}")
+    if grey > MAX_GREY:
+        print(f"note: {grey:.0%} of {args.mask_path} is grey; taken as missing from 50 % up", file=sys.stderr)
+
+    image = torch.from_numpy(pixels.astype(np.float32) / 255).permute(2, 0, 1)[None].to(device)
+    mask = torch.from_numpy(hole.astype(np.float32))[None, None].to(device)
+    outputs = network(image, mask, return_attention=args.save_attention)
+    write_png(np.where(hole[:, :, None] > 0, to_bytes(outputs["output"])[0], pixels), folder / f"{name}.png")
+    print(f"{folder / name}.png: {hole.mean():.1%} of {pixels.shape[1]}×{pixels.shape[0]} pixels filled")
+    if args.save_attention:
+        save_attention(network, image, mask, outputs, [name], folder / "attention")
+    if truth is not None:
+        target = torch.from_numpy(truth.astype(np.float32) / 255).permute(2, 0, 1)[None].to(device)
+        calculator = MetricsCalculator(use_lpips=args.use_lpips, lpips_weights=args.lpips_weights or None)
+        calculator.update(outputs["output"], target, mask)
+        write_json(
+            {"checkpoint": str(args.checkpoint), "output": calculator.compute()}, folder / "metrics.json"
+        )
+        save_image(comparison_grid(target, mask, outputs), folder / "test_results.png")
+        print(", ".join(f"{metric} {value:.4g}" for metric, value in calculator.compute().items()))
+
+
+def named(read: Any, path: Path, flag: str) -> Any:
+    """`read(path)`, with the flag in front of what it complains of."""
+    try:
+        return read(path)
+    except UserError as error:
+        raise UserError(f"{flag}: {error}") from None
+
+
+def write_csv(rows: list[dict[str, Any]], path: Path) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    with atomic_path(path) as temporary:
+        temporary.write_text(text.getvalue())
+
+
+def write_json(content: dict[str, Any], path: Path) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """The command line.
+
+    Raises:
+        UserError: for a flag that is unknown, missing, or at odds with another.
+    """
+    parser = OneLineParser(prog="test.py", description=__doc__)
+    parser.add_argument(
+        "--checkpoint", required=True, metavar="FILE", help="of train.py; it carries its architecture"
+    )
+    parser.add_argument("--save_dir", default="results", metavar="DIR", help="where everything is written")
+    parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cuda, cuda:1, mps or cpu")
+    parser.add_argument("--use_lpips", action="store_true", help="add LPIPS (needs the lpips package)")
+    parser.add_argument(
+        "--lpips_weights", default="", metavar="FILE", help="file with AlexNet's features.* layers"
+    )
+    parser.add_argument(
+        "--save_attention", action="store_true", help="draw structure and attention of every image"
+    )
+    parser.add_argument(
+        "--invert_mask", action="store_true", help="in mask files black is missing, not white"
+    )
+
+    folder = parser.add_argument_group("score a folder")
+    folder.add_argument(
+        "--test_root", default="", metavar="DIR", help="images, searched recursively; or 'sample'"
+    )
+    folder.add_argument(
+        "--mask_root", default="", metavar="DIR", help="mask files, paired by stem or drawn at random"
+    )
+    folder.add_argument("--mask_coverage", type=float, nargs=2, default=(0.1, 0.4), metavar=("LOW", "HIGH"),
+                        help="range of missing shares of drawn masks")  # fmt: skip
+    folder.add_argument(
+        "--image_size", type=int, default=0, metavar="PIXELS", help="side of the square crops; 0: as trained"
+    )
+    folder.add_argument(
+        "--max_images", type=int, default=0, metavar="IMAGES", help="at most so many; 0 for all"
+    )
+    folder.add_argument("--batch_size", type=int, default=8, metavar="IMAGES", help="images a batch")
+    folder.add_argument("--num_workers", type=int, default=0, metavar="N", help="loader processes")
+    folder.add_argument("--seed", type=int, default=42, metavar="N", help="of the drawn masks")
+    folder.add_argument("--cache_dir", default="", metavar="DIR", help="where decoded images are kept")
+
+    single = parser.add_argument_group("fill one image")
+    single.add_argument("--image_path", default="", metavar="FILE", help="any size")
+    single.add_argument("--mask_path", default="", metavar="FILE", help="of the same size; white is filled")
+    single.add_argument("--gt_path", default="", metavar="FILE", help="the true image, to score the result")
+    args = parser.parse_args(argv)
+
+    if bool(args.test_root) == bool(args.image_path):
+        raise UserError("--test_root or --image_path: exactly one of them is required")
+    if args.image_path and not args.mask_path:
+        raise UserError("--mask_path: required with --image_path")
+    low, high = args.mask_coverage
+    if not 0 < low <= high < 1:
+        raise UserError(
+            f"--mask_coverage: must be two shares between 0 and 1, the lower first, got {low:g} {high:g}"
+        )
+    for name, least in (
+        ("image_size", 0),
+        ("max_images", 0),
+        ("batch_size", 1),
+        ("num_workers", 0),
+        ("seed", 0),
+    ):
+        if getattr(args, name) < least:
+            raise UserError(f"--{name}: must be at least {least}, got {getattr(args, name)}")
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Evaluate as the command line says; returns the exit status: 2 for a user's mistake."""
+    try:
+        args = parse_args(argv)
+        seed_everything(args.seed)
+        torch.set_flush_denormal(True)
+        network, config = load_network(Path(args.checkpoint), select_device(args.device))
+        if args.image_path:
+            fill_image(network, args)
+            return 0
+        args.image_size = args.image_size or config["image_size"]
+        dataset = InpaintingDataset(
+            args.test_root,
+            args.image_size,
+            training=False,
+            max_images=args.max_images or None,
+            coverage=tuple(args.mask_coverage),
+            mask_root=args.mask_root,
+            invert_mask=args.invert_mask,
+            seed=args.seed,
+            cache_dir=args.cache_dir or None,
+            flag="--test_root",
+        )
+        loader = DataLoader(dataset, batch_size=args.batch_size, num_workers=args.num_workers)
+        score_folder(network, loader, Path(args.save_dir), args)
+    except UserError as error:
+        print(f"test.py: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
