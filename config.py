@@ -29,7 +29,7 @@ class Config:
     val_subset: int = setting(1_000, "at most this many validation images; 0 for all", "IMAGES")
     image_size: int = setting(256, "side of the square crops", "PIXELS")
     progressive: str = setting(
-        "", "smaller sizes to start with and their shares of the run: 64:0.4,128:0.3", "PLAN"
+        "", "smaller sizes of the first epochs, and their shares of the run: 64:0.4,128:0.3", "PLAN"
     )
     mask_coverage: tuple[float, float] = setting((0.1, 0.4), "range of missing shares, drawn evenly", "SHARE")
     mask_root: str = setting("", "folder of mask files to use instead of drawn masks", "DIR")
@@ -115,13 +115,15 @@ class Config:
         require(
             self.base_channels >= 2 and self.base_channels % 2 == 0, "base_channels", "even and at least 2"
         )
+        require(self.seed < 2**32, "seed", "below 2^32")
+        require(bool(self.save_dir), "save_dir", "a folder")
         require(self.lr > 0, "lr", "above 0")
         require(self.grad_clip > 0, "grad_clip", "above 0")
         require(0 <= self.warmup < 1, "warmup", "at least 0 and below 1")
         require(0 <= self.ema_decay < 1, "ema_decay", "at least 0 and below 1")
         low, high = self.mask_coverage
         require(0 < low <= high < 1, "mask_coverage", "two shares between 0 and 1, the lower first")
-        self.size_at(0.0)
+        self.size_at(1.0)  # reads the whole plan
 
     def size_at(self, progress: float) -> int:
         """The training size in pixels when the share `progress` of the run is done."""

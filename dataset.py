@@ -4,7 +4,9 @@ import hashlib
 import json
 import os
 import struct
+import sys
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from utils import UserError, atomic_path
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 MAX_UNREADABLE = 0.01  # share of a folder
+MAX_ASPECT = 4  # long side to short side of a cached picture
 MAX_GREY = 0.01  # share of a mask's pixels that may be neither black nor white
 
 SAMPLE = "sample"  # reserved root: crops of photographs that the scikit-image wheel carries
@@ -134,11 +137,11 @@ def _draw_rectangle(canvas: np.ndarray, generator: np.random.Generator) -> tuple
 # --- files -------------------------------------------------------------------------------------------
 
 
-def read_image(path: Path) -> np.ndarray:
-    """Decode a picture of any common kind: upright by its EXIF tag, over white where transparent.
+def read_image(path: Path, background: str = "white") -> np.ndarray:
+    """Decode a picture of any common kind: upright by its EXIF tag, over `background` where transparent.
 
     Returns:
-        (H, W, 3) uint8, RGB. Sixteen-bit samples are rounded to eight.
+        (H, W, 3) uint8, RGB. Sixteen-bit grey is rounded to eight bits, sixteen-bit colour cut.
 
     Raises:
         UserError: if the file is missing or is not a readable picture.
@@ -156,17 +159,17 @@ def read_image(path: Path) -> np.ndarray:
         return np.repeat(grey[:, :, None], 3, axis=2)
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, background), picture)
     return np.asarray(picture.convert("RGB"))
 
 
 def read_mask(path: Path, invert: bool = False) -> tuple[np.ndarray, float]:
-    """Read a mask file: white, from 50 % up, is missing; black is, if `invert`.
+    """Read a mask file: white, from 50 % up, is missing; black is, if `invert`. Transparent is black.
 
     Returns:
         (H, W) uint8 in {0, 1}, 1 = missing, and the share of grey pixels, which were neither (0 is clean).
     """
-    grey = read_image(path).mean(axis=2)
+    grey = read_image(path, background="black").mean(axis=2)
     mask = (grey >= 127.5) != invert
     return mask.astype(np.uint8), float(np.mean((grey > 2) & (grey < 253)))
 
@@ -179,7 +182,14 @@ def find_images(root: Path, flag: str) -> list[Path]:
     """
     if not root.is_dir():
         raise UserError(f"{flag}: no such folder: {root}")
-    found = [Path(folder, name) for folder, _, names in os.walk(root, followlinks=True) for name in names]
+    found: list[Path] = []
+    visited: set[str] = set()  # a link may lead back to where it stands
+    for folder, subfolders, names in os.walk(root, followlinks=True):
+        visited.add(os.path.realpath(folder))
+        subfolders[:] = [name for name in subfolders if os.path.realpath(Path(folder, name)) not in visited]
+        found += [
+            path for name in names if not name.startswith(".") and (path := Path(folder, name)).is_file()
+        ]
     images = sorted(path for path in found if path.suffix.lower() in EXTENSIONS)
     if not images:
         kinds = ", ".join(sorted({path.suffix.lower() or path.name for path in found})[:5]) or "nothing"
@@ -202,10 +212,12 @@ class PixelCache:
     """Decoded images in one file of raw bytes, mapped into memory and shared by all processes.
 
     Built at the first use, keyed by the files' names, sizes and times: a changed file means a new cache.
+    Of pictures longer than `MAX_ASPECT` times their width, the middle is kept.
 
     Args:
         paths: the pictures.
         short_side: to which they are scaled.
+        background: of transparent pictures.
         folder: where cache files live.
         label: what the progress bar calls them.
 
@@ -214,30 +226,43 @@ class PixelCache:
         unreadable: one line for each that could not.
     """
 
-    def __init__(self, paths: list[Path], short_side: int, folder: Path, label: str) -> None:
-        stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
-        key = hashlib.sha256(json.dumps([short_side, stats]).encode()).hexdigest()[:24]
+    def __init__(self, paths: list[Path], short_side: int, background: str, folder: Path, label: str) -> None:
+        stats = [
+            (str(path.resolve()), s.st_size, s.st_mtime_ns, s.st_ctime_ns)
+            for path in paths
+            for s in [path.stat()]
+        ]
+        key = hashlib.sha256(json.dumps([short_side, background, stats]).encode()).hexdigest()[:24]
         self.file = folder / f"{key}.pixels"
         index_file = folder / f"{key}.json"
-        if not index_file.exists():
-            with atomic_path(index_file) as temporary:
-                temporary.write_text(json.dumps(self._build(paths, short_side, label)))
-        index = json.loads(index_file.read_text())
+        try:
+            if not (index_file.exists() and self.file.exists()):
+                index = self._build(paths, short_side, background, label)
+                with atomic_path(index_file) as temporary:
+                    temporary.write_text(json.dumps(index))
+            index = json.loads(index_file.read_text())
+        except OSError as error:
+            raise UserError(
+                f"--cache_dir: cannot keep decoded images in {folder}: {error.strerror}"
+            ) from None
         self.readable: list[int] = index["readable"]
         self.unreadable: list[str] = index["unreadable"]
         self.shapes: list[tuple[int, int]] = [tuple(shape) for shape in index["shapes"]]
         self.offsets = np.cumsum([0] + [3 * height * width for height, width in self.shapes])
         self._pixels: np.ndarray | None = None
 
-    def _build(self, paths: list[Path], short_side: int, label: str) -> dict[str, list]:
+    def _build(self, paths: list[Path], short_side: int, background: str, label: str) -> dict[str, list]:
         index: dict[str, list] = {"readable": [], "unreadable": [], "shapes": []}
         with atomic_path(self.file) as temporary, open(temporary, "wb") as file:
-            for i, path in enumerate(tqdm(paths, desc=f"decoding {label}", unit="image", leave=False)):
+            for i, path in enumerate(tqdm(paths, desc=f"decoding {label}", leave=False, disable=None)):
                 try:
-                    image = resize_image(read_image(path), short_side)
+                    image = read_image(path, background)
                 except UserError as error:
                     index["unreadable"].append(str(error))
                     continue
+                limit = MAX_ASPECT * min(image.shape[:2])
+                top, left = (max(0, side - limit) // 2 for side in image.shape[:2])
+                image = resize_image(image[top : top + limit, left : left + limit], short_side)
                 file.write(image.tobytes())
                 index["readable"].append(i)
                 index["shapes"].append(image.shape[:2])
@@ -313,7 +338,7 @@ class InpaintingDataset(Dataset):
         short_side = image_size * 3 // 2 if root == SAMPLE else image_size
         files = sorted(set(paths))
         folder = Path(cache_dir) if cache_dir else default_cache_dir()
-        self.pixels = PixelCache(files, short_side, folder, label=flag.lstrip("-"))
+        self.pixels = PixelCache(files, short_side, "white", folder, label=flag.lstrip("-"))
         position = {files[i]: k for k, i in enumerate(self.pixels.readable)}
         self.unreadable = self.pixels.unreadable
         if self.unreadable and (not position or len(self.unreadable) > MAX_UNREADABLE * len(files)):
@@ -324,10 +349,14 @@ class InpaintingDataset(Dataset):
         items = [(position[path], name) for path, name in zip(paths, names, strict=True) if path in position]
         self.positions = [position for position, _ in items]
         self.names = [name for _, name in items]
-        self.masks = _MaskFolder(mask_root, invert_mask) if mask_root else None
+        self.masks = _MaskFolder(Path(mask_root), image_size, invert_mask, folder) if mask_root else None
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """The items of epoch 0, in order."""
+        return (self[index] for index in range(len(self)))
 
     def __getitem__(self, key: int) -> dict[str, Any]:
         epoch, index = divmod(int(key), len(self))
@@ -357,45 +386,69 @@ class InpaintingDataset(Dataset):
 
 
 def _list_root(root: str, training: bool, flag: str) -> tuple[list[Path], list[str]]:
-    """The files of a root and the name of each, without its extension, unique for `sample`."""
+    """The files of a root and the name of each: its path in the root, without extension if that is unique."""
     if root == SAMPLE:
         folder = Path(skimage.__file__).parent / "data"
         photographs = SAMPLE_PHOTOGRAPHS["train" if training else "val"]
         paths = [folder / photographs[i % len(photographs)] for i in range(SAMPLE_CROPS)]
         return paths, [f"{path.stem}-{i:02d}" for i, path in enumerate(paths)]
-    paths, names = [], []
+    paths, files = [], []
     for part in root.split(os.pathsep):
         images = find_images(Path(part), flag)
         paths += images
-        names += [path.relative_to(part).with_suffix("").as_posix() for path in images]
-    return paths, names
+        files += [path.relative_to(part) for path in images]
+    stems = Counter(file.with_suffix("") for file in files)
+    names = [(file if stems[file.with_suffix("")] > 1 else file.with_suffix("")).as_posix() for file in files]
+    repeated = Counter(names)  # in several roots
+    return paths, [f"{i}-{name}" if repeated[name] > 1 else name for i, name in enumerate(names)]
 
 
 class _MaskFolder:
-    """Mask files made by others, belonging to an image by their stem, or to any."""
+    """Mask files made by others: an image's own, by path or by stem, else any of them."""
 
-    def __init__(self, root: str, invert: bool) -> None:
-        self.paths = find_images(Path(root), "--mask_root")
-        self.by_stem = {path.stem.removesuffix("_mask"): path for path in self.paths}
+    def __init__(self, root: Path, image_size: int, invert: bool, cache: Path) -> None:
+        files = find_images(root, "--mask_root")
+        self.pixels = PixelCache(files, image_size, "black", cache, label="masks")
+        if self.pixels.unreadable:
+            raise UserError(f"--mask_root: {self.pixels.unreadable[0]}")
         self.invert = invert
+        own = [path.relative_to(root).with_suffix("").as_posix().removesuffix("_mask") for path in files]
+        stems = Counter(name.rpartition("/")[2] for name in own)
+        self.index = {
+            name.rpartition("/")[2]: i for i, name in enumerate(own) if stems[name.rpartition("/")[2]] == 1
+        }
+        self.index |= {name: i for i, name in enumerate(own)}
+        grey = max(read_mask(path)[1] for path in files[:20])
+        if grey > MAX_GREY:
+            print(
+                f"note: masks in {root} are up to {grey:.0%} grey; taken as missing from 50 % up",
+                file=sys.stderr,
+            )
 
     def read(
         self,
         name: str,
-        shape: tuple[int, int],
+        shape: tuple[int, ...],
         top: int,
         left: int,
         size: int,
         generator: np.random.Generator,
     ) -> np.ndarray:
         """(size, size) uint8 in {0, 1}: the image's own mask cropped as the image is, or any, scaled."""
-        own = self.by_stem.get(Path(name).name)
-        path = own or self.paths[generator.integers(len(self.paths))]
-        mask, _ = read_mask(path, self.invert)
-        if own is None:
-            return cv2.resize(mask, (size, size), interpolation=cv2.INTER_NEAREST)
-        mask = cv2.resize(mask, (shape[1], shape[0]), interpolation=cv2.INTER_NEAREST)
-        return mask[top : top + size, left : left + size]
+        stem, _, extension = name.rpartition(".")
+        name = stem if f".{extension}".lower() in EXTENSIONS else name
+        own = self.index.get(name, self.index.get(name.rpartition("/")[2]))
+        grey = self.pixels[int(generator.integers(len(self.pixels))) if own is None else own]
+        target = (size, size) if own is None else (shape[1], shape[0])
+        mask = ((grey.mean(axis=2) >= 127.5) != self.invert).astype(np.uint8)
+        mask = cv2.resize(mask, target, interpolation=cv2.INTER_NEAREST)
+        return mask if own is None else mask[top : top + size, left : left + size]
+
+
+def report_unreadable(dataset: InpaintingDataset) -> None:
+    """Name the images that were skipped, on the standard error."""
+    for line in dataset.unreadable:
+        print(f"skipped: {line}", file=sys.stderr)
 
 
 class EpochSampler(Sampler[int]):

@@ -60,7 +60,9 @@ def ssim(
         in [-1, 1]; 1 for equal images and empty holes.
     """
     mask = torch.ones_like(target[:, :1]) if mask is None else mask.float()
-    similarity = _ssim_map(pred.float() / data_range, target.float() / data_range)
+    device = pred.device if pred.device.type != "mps" else torch.device("cpu")  # which has no float64
+    similarity = _ssim_map(pred.to(device).double() / data_range, target.to(device).double() / data_range)
+    similarity = similarity.to(mask)
     inside = torch.zeros_like(mask)
     inside[..., 5:-5, 5:-5] = 1
     inner = mask * inside
@@ -71,7 +73,7 @@ def ssim(
 
 
 def _ssim_map(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """SSIM at every pixel and channel of images in [0, 1], the border reflected."""
+    """SSIM at every pixel and channel of float64 images in [0, 1], the border reflected."""
     offsets = torch.arange(-5, 6, dtype=x.dtype, device=x.device)
     window = torch.exp(-(offsets**2) / (2 * 1.5**2))
     window = window / window.sum()
@@ -85,15 +87,11 @@ def _ssim_map(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
             B, C, H, W
         )
 
-    # variances about a common centre lose fewer digits than about zero
-    centre = (x + y).mean(dim=(2, 3), keepdim=True) / 2
-    x, y = x - centre, y - centre
     mean_x, mean_y = blur(x), blur(y)
     variance_x = blur(x * x) - mean_x**2
     variance_y = blur(y * y) - mean_y**2
     covariance = blur(x * y) - mean_x * mean_y
     c1, c2 = 0.01**2, 0.03**2
-    mean_x, mean_y = mean_x + centre, mean_y + centre
     luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
     return luminance * (2 * covariance + c2) / (variance_x + variance_y + c2)
 

@@ -274,7 +274,10 @@ class MaskQueryCrossAttention(nn.Module):
 
     def key_block(self, height: int, width: int) -> int:
         """Tokens a side that make one key: 1 in windows; in global attention, what `max_keys` needs."""
-        return 1 if self.window else math.ceil(math.sqrt(height * width / self.max_keys))
+        block = 1
+        while not self.window and -(-height // block) * -(-width // block) > self.max_keys:
+            block += 1
+        return block
 
     def bias(self, mask: torch.Tensor, structure: torch.Tensor | None, factor: int) -> torch.Tensor:
         """log κ, plus α·S if there is a gate, of keys of `factor` pixels a side: (B, heads, h, w)."""
@@ -333,7 +336,7 @@ class ProgressiveRefinementModule(nn.Module):
     """Structure, then shape, then texture: three attentions of shrinking reach, all biased by one S.
 
     Stage 1 works at C×H×W and looks everywhere; stage 2 at 2C×H/2×W/2 and looks 32 px to each side of
-    windows of 32 px; stage 3 at 4C×H/4×W/4 and looks 16 px to each side of windows of 16 px.
+    windows of 32 px; stage 3 at 4C×H/4×W/4 and looks 8 px to each side of windows of 32 px.
 
     Shapes:
         f0 (B, C, H, W); context [(B, C, H, W), (B, 2C, H/2, W/2), (B, 4C, H/4, W/4)]; mask (B, 1, H, W);
@@ -473,7 +476,7 @@ class InpaintingNetwork(nn.Module):
             prefill = push_pull(image, mask)
 
         border = (0, -width % STRIDE, 0, -height % STRIDE)
-        image, prefill = F.pad(image, border), F.pad(prefill, border)
+        image, prefill = F.pad(image, border), F.pad(prefill, border, mode="replicate")
         hole = F.pad(mask, border, value=1)  # what lies beyond the border is as unknown as the hole
         features, masks = self.encoder(image, hole)
         coarse, decoded = self.coarse_decoder(features, prefill, hole)

@@ -17,8 +17,8 @@ from torchvision.utils import save_image
 from tqdm import tqdm
 
 from config import OneLineParser
-from dataset import MAX_GREY, InpaintingDataset, read_image, read_mask
-from metrics import MetricsCalculator
+from dataset import MAX_GREY, InpaintingDataset, read_image, read_mask, report_unreadable
+from metrics import MetricsCalculator, lpips_score
 from models import InpaintingNetwork, attention_heatmaps
 from utils import (
     UserError,
@@ -49,7 +49,9 @@ def telea(image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         image (B, 3, H, W) in [0, 1]; mask (B, 1, H, W), 1 = missing. Returns (B, 3, H, W) in [0, 1].
     """
     filled = []
-    for pixels, hole in zip(to_bytes(image), mask[:, 0].cpu().numpy().astype(np.uint8), strict=True):
+    for pixels, hole in zip(
+        to_bytes(image * (1 - mask)), mask[:, 0].cpu().numpy().astype(np.uint8), strict=True
+    ):
         filled.append(cv2.inpaint(np.ascontiguousarray(pixels), hole, TELEA_RADIUS, cv2.INPAINT_TELEA))
     result = torch.from_numpy(np.stack(filled).astype(np.float32) / 255).permute(0, 3, 1, 2)
     return torch.where(mask > 0, result.to(image.device), image)
@@ -146,14 +148,21 @@ def fill_image(network: InpaintingNetwork, args: argparse.Namespace) -> None:
         if other is not None and other.shape[:2] != pixels.shape[:2]:
             sizes = [f"{each.shape[1]}×{each.shape[0]}" for each in (other, pixels)]
             raise UserError(f"{flag}: is {sizes[0]} pixels, but the image is {sizes[1]}")
+    target_file = folder / f"{name}.png"
+    for path in (args.image_path, args.mask_path, args.gt_path):
+        if path and target_file.resolve() == Path(path).resolve():
+            raise UserError(f"--save_dir: {target_file} would overwrite an input")
+    if args.use_lpips:
+        probe = torch.zeros(1, 3, *pixels.shape[:2])
+        lpips_score(probe, probe, args.lpips_weights or None)
     if grey > MAX_GREY:
         print(f"note: {grey:.0%} of {args.mask_path} is grey; taken as missing from 50 % up", file=sys.stderr)
 
     image = torch.from_numpy(pixels.astype(np.float32) / 255).permute(2, 0, 1)[None].to(device)
     mask = torch.from_numpy(hole.astype(np.float32))[None, None].to(device)
     outputs = network(image, mask, return_attention=args.save_attention)
-    write_png(np.where(hole[:, :, None] > 0, to_bytes(outputs["output"])[0], pixels), folder / f"{name}.png")
-    print(f"{folder / name}.png: {hole.mean():.1%} of {pixels.shape[1]}×{pixels.shape[0]} pixels filled")
+    write_png(np.where(hole[:, :, None] > 0, to_bytes(outputs["output"])[0], pixels), target_file)
+    print(f"{target_file}: {hole.mean():.1%} of {pixels.shape[1]}×{pixels.shape[0]} pixels filled")
     if args.save_attention:
         save_attention(network, image, mask, outputs, [name], folder / "attention")
     if truth is not None:
@@ -256,6 +265,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     ):
         if getattr(args, name) < least:
             raise UserError(f"--{name}: must be at least {least}, got {getattr(args, name)}")
+    if 0 < args.image_size < 16:
+        raise UserError(f"--image_size: must be at least 16 pixels, got {args.image_size}")
+    if args.seed >= 2**32:
+        raise UserError(f"--seed: must be below 2^32, got {args.seed}")
     return args
 
 
@@ -265,6 +278,10 @@ def main(argv: list[str] | None = None) -> int:
         args = parse_args(argv)
         seed_everything(args.seed)
         torch.set_flush_denormal(True)
+        try:
+            Path(args.save_dir).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--save_dir: cannot write to {args.save_dir}: {error.strerror}") from None
         network, config = load_network(Path(args.checkpoint), select_device(args.device))
         if args.image_path:
             fill_image(network, args)
@@ -282,6 +299,10 @@ def main(argv: list[str] | None = None) -> int:
             cache_dir=args.cache_dir or None,
             flag="--test_root",
         )
+        report_unreadable(dataset)
+        if args.use_lpips:  # find out before anything is written
+            probe = torch.zeros(1, 3, args.image_size, args.image_size)
+            lpips_score(probe, probe, args.lpips_weights or None)
         loader = DataLoader(dataset, batch_size=args.batch_size, num_workers=args.num_workers)
         score_folder(network, loader, Path(args.save_dir), args)
     except UserError as error:

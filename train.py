@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from config import Config, parse_config
-from dataset import EpochSampler, get_dataloaders
+from dataset import EpochSampler, get_dataloaders, report_unreadable
 from losses import InpaintingLoss
 from metric_tracker import MetricsTracker
 from metrics import MetricsCalculator, lpips_score
@@ -156,7 +156,8 @@ class Run:
         self.ema.module.load_state_dict(state["ema"])
         self.ema.n_averaged.fill_(state["num_averaged"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # empty if it was not float16 that was trained
+            self.scaler.load_state_dict(state["scaler"])
         self.tracker = MetricsTracker(state["history"])
         for name in self.COUNTERS:
             setattr(self, name, state["counters"][name])
@@ -190,6 +191,7 @@ def train_step(
     config = run.config
     for group in run.optimizer.param_groups:
         group["lr"] = config.lr * lr_factor(progress, config.warmup)
+        group["weight_decay"] = config.weight_decay
     num_images = sum(len(batch["image"]) for batch in batches)
     means: dict[str, float] = {}
     for batch in batches:
@@ -263,7 +265,7 @@ def train(config: Config) -> Path:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     keep_freed_memory()
 
-    folder = Path(config.save_dir)
+    folder = Path(config.save_dir).resolve()
     last_file, best_file = folder / "checkpoints" / "last.pth", folder / "checkpoints" / "best_model.pth"
     resumed_file = find_checkpoint(config, last_file)
     run = Run(config, device)
@@ -275,31 +277,34 @@ def train(config: Config) -> Path:
         vgg_weights=config.vgg_weights or None,
     ).to(device)
     if config.use_lpips:  # find out now, not after an epoch, that its weights are missing
-        probe = torch.zeros(1, 3, 32, 32, device=device)
+        probe = torch.zeros(1, 3, config.image_size, config.image_size, device=device)
         lpips_score(probe, probe, config.lpips_weights or None)
     train_loader, val_loader = make_loaders(config, run.size)
     network = cast(nn.Module, torch.compile(run.model)) if config.compile else run.model
 
-    prepare_folder(folder, config, keep=resumed_file is not None and resumed_file.parent == last_file.parent)
+    here = resumed_file is not None and resumed_file.resolve().parent == last_file.parent
+    prepare_folder(folder, config, keep=here)
+    if not best_file.exists():  # another folder's best stays there
+        run.best_psnr = -math.inf
     from torch.utils.tensorboard import SummaryWriter  # slow to import
 
-    writer = SummaryWriter(str(folder / "logs"), purge_step=run.step if resumed_file else None)
+    writer = SummaryWriter(str(folder / "logs"), purge_step=run.step + 1 if resumed_file else None)
     parameters = sum(parameter.numel() for parameter in run.model.parameters())
+    for loader in (train_loader, val_loader):
+        report_unreadable(loader.dataset)  # type: ignore[arg-type]
     print(
         f"{len(train_loader.dataset):,} training and {len(val_loader.dataset):,} validation images, "  # type: ignore
         f"{parameters:,} parameters, {device}" + (f", continuing {resumed_file}" if resumed_file else "")
     )
     with StopSignal() as stop, writer:
-        while run.epoch < config.epochs and run.progress(len(train_loader)) < 1:
+        while run.epoch < config.epochs and (run.batch > 0 or run.progress(len(train_loader)) < 1):
             if run.batch == 0 and run.size != config.size_at(run.progress(len(train_loader))):
                 run.size = config.size_at(run.progress(len(train_loader)))
             if train_loader.dataset.image_size != run.size:  # type: ignore[attr-defined]
                 train_loader, _ = make_loaders(config, run.size)
             train_epoch(run, network, criterion, train_loader, writer, stop)
             if stop.received is not None:
-                save_checkpoint(run.state_dict(), last_file)
-                print(f"stopped in epoch {run.epoch + 1}; --resume auto goes on from here")
-                raise Interrupted(stop.received)
+                break
             finish_epoch(run, len(train_loader), val_loader, writer, folder)
             if run.tracker.rows[-1].get("psnr", -math.inf) > run.best_psnr:
                 run.best_psnr = run.tracker.rows[-1]["psnr"]
@@ -309,6 +314,12 @@ def train(config: Config) -> Path:
                     run.state_dict(), last_file.with_name(f"checkpoint_epoch_{run.epoch:04d}.pth")
                 )
             save_checkpoint(run.state_dict(), last_file)
+            if stop.received is not None:
+                break
+        if stop.received is not None:
+            save_checkpoint(run.state_dict(), last_file)
+            print(f"stopped after {run.step} steps; --resume auto goes on from here")
+            raise Interrupted(stop.received)
     print(f"best PSNR in the hole: {run.best_psnr:.2f} dB, in {best_file}")
     return best_file
 
@@ -323,6 +334,8 @@ def train_epoch(
 ) -> None:
     """Train to the end of the epoch, of the run's time, or to a signal, whichever comes first."""
     config = run.config
+    if run.progress(len(loader)) >= 1:  # it was stopped at its very end
+        return
     network.train()
     sampler: EpochSampler = loader.sampler  # type: ignore[assignment]
     sampler.epoch, sampler.start = run.epoch, run.batch * config.batch_size

@@ -4,6 +4,7 @@ import contextlib
 import os
 import pickle
 import random
+import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,7 +49,7 @@ def select_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise UserError(f"--device: no such device: {name} (auto, cuda, cuda:1, mps or cpu)") from None
-    if not present.get(device.type, False):
+    if not present.get(device.type, False) or (device.index or 0) >= max(1, torch.cuda.device_count()):
         raise UserError(f"--device: {name} is not available on this machine")
     return device
 
@@ -106,7 +107,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
-        with open(temporary, "rb") as file:
+        with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
@@ -125,19 +126,23 @@ def load_checkpoint(path: Path, flag: str) -> dict[str, Any]:
     Raises:
         UserError: naming `flag`, if the file is missing, damaged, or another program's.
     """
-    if not path.is_file():
-        raise UserError(f"{flag}: no such file: {path}")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except READ_ERRORS as error:
-        raise UserError(f"{flag}: not a readable checkpoint: {path} ({_first_line(error)})") from None
+    state = _load_tensors(path, flag, "checkpoint")
     if not isinstance(state, dict) or state.get("format") != CHECKPOINT_FORMAT:
         raise UserError(f"{flag}: not a checkpoint of this project: {path}")
     return state
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+def _load_tensors(path: Path, flag: str, kind: str) -> Any:
+    """What `torch.load` finds in a file of tensors and plain values, on the CPU, running no code in it."""
+    if not path.is_file():
+        raise UserError(f"{flag}: no such file: {path}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickles of other programs: they are refused in one line
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except READ_ERRORS as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+        raise UserError(f"{flag}: not a readable {kind}: {path} ({reason})") from None
 
 
 def load_trunk(name: str, weights: str | None, flag: str) -> torch.nn.Sequential:
@@ -152,31 +157,25 @@ def load_trunk(name: str, weights: str | None, flag: str) -> torch.nn.Sequential
     """
     import torchvision.models  # slow to import, needed only here
 
-    if weights:
-        if not Path(weights).is_file():
-            raise UserError(f"{flag}: no such file: {weights}")
+    url = torchvision.models.get_model_weights(name).IMAGENET1K_V1.url
+    place = Path(torch.hub.get_dir(), "checkpoints", Path(url).name)
+    if not weights and not place.exists():
         try:
-            state = torch.load(weights, map_location="cpu", weights_only=True)
-        except READ_ERRORS as error:
+            torch.hub.load_state_dict_from_url(url, map_location="cpu", progress=False)
+        except (OSError, RuntimeError):  # no network, or a download that is not what it should be
             raise UserError(
-                f"{flag}: not a readable weights file: {weights} ({_first_line(error)})"
-            ) from None
-    else:
-        url = torchvision.models.get_model_weights(name).IMAGENET1K_V1.url
-        try:
-            state = torch.hub.load_state_dict_from_url(url, map_location="cpu", progress=False)
-        except OSError:
-            place = Path(torch.hub.get_dir(), "checkpoints")
-            raise UserError(
-                f"{flag}: cannot download the weights of {name}; put {Path(url).name} into {place}, "
+                f"{flag}: cannot download the weights of {name}; put {place.name} into {place.parent}, "
                 f"or name a file with its features.* layers by {flag}"
             ) from None
+    state = _load_tensors(Path(weights) if weights else place, flag, "weights file")
     trunk = torchvision.models.get_model(name, weights=None).features
-    trunk_state = {
-        key.removeprefix("features."): value for key, value in state.items() if key.startswith("features.")
-    }
+    prefix = "features."
     try:
-        trunk.load_state_dict(trunk_state)
-    except RuntimeError:
-        raise UserError(f"{flag}: does not hold the features.* layers of {name}: {weights}") from None
+        trunk.load_state_dict(
+            {key.removeprefix(prefix): state[key] for key in state if key.startswith(prefix)}
+        )
+    except (AttributeError, TypeError, IndexError, RuntimeError):
+        raise UserError(
+            f"{flag}: does not hold the features.* layers of {name}: {weights or place}"
+        ) from None
     return trunk

@@ -1,0 +1,60 @@
+"""Pictures, masks and small runs that several tests share."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+SHARED = Path(__file__).parents[2] / "shared"
+REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or fills the user's cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def denormals() -> None:
+    torch.set_flush_denormal(True)
+
+
+@pytest.fixture
+def generator() -> np.random.Generator:
+    return np.random.default_rng(7)
+
+
+def photograph(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """A smooth random picture with edges, (H, W, 3) uint8."""
+    generator = np.random.default_rng(seed)
+    y, x = np.mgrid[0:height, 0:width] / max(height, width)
+    waves = [np.sin(generator.uniform(3, 12) * x + generator.uniform(3, 12) * y) for _ in range(3)]
+    picture = np.stack(waves, axis=2) * 70 + 128
+    picture[height // 4 : height // 2, width // 3 : width // 2] = generator.integers(0, 255, 3)
+    return picture.astype(np.uint8)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder of six small pictures of different shapes."""
+    root = tmp_path / "images"
+    root.mkdir()
+    for i, (height, width) in enumerate([(40, 40), (40, 56), (64, 40), (33, 47), (80, 80), (48, 36)]):
+        Image.fromarray(photograph(height, width, seed=i)).save(root / f"picture{i}.png")
+    return root
+
+
+@pytest.fixture
+def batch() -> tuple[torch.Tensor, torch.Tensor]:
+    """Two images (2, 3, 37, 51) and masks with a different hole each."""
+    images = np.stack([photograph(37, 51, seed=i) for i in range(2)])
+    mask = torch.zeros(2, 1, 37, 51)
+    mask[0, :, 8:25, 10:30] = 1
+    mask[1, :, :20, 25:] = 1
+    return torch.from_numpy(images.transpose(0, 3, 1, 2).astype(np.float32) / 255), mask

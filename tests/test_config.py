@@ -1,0 +1,82 @@
+import dataclasses
+
+import pytest
+
+from config import PRESETS, Config, get_config, parse_config
+from utils import UserError
+
+ROOTS = ["--train_root", "sample", "--val_root", "sample"]
+
+
+def test_the_presets_are_the_specified_ones() -> None:
+    table = {
+        name: (c.base_channels, c.epochs, c.batch_size, c.use_structure_encoder)
+        for name in PRESETS
+        for c in [get_config(name)]
+    }
+    assert table == {
+        "default": (40, 60, 8, True),
+        "high_quality": (40, 100, 16, True),
+        "fast": (24, 30, 16, False),
+        "large": (40, 60, 4, True),
+        "small_gpu": (24, 60, 4, False),
+        "debug": (16, 5, 2, True),
+    }
+    assert get_config("fast").val_interval == 2
+    assert get_config("high_quality").use_lpips and get_config("high_quality").lambda_perceptual > 0
+    default, large = get_config(), get_config("large")
+    assert large.bottleneck_depth == 2 * default.bottleneck_depth
+    assert large.refinement_depth == 2 * default.refinement_depth
+
+
+def test_every_field_is_a_flag_and_a_flag_overrides_the_preset() -> None:
+    for field in dataclasses.fields(Config):
+        if field.type is bool:
+            argv, value = [f"--no_{field.name.removeprefix('use_')}"], False
+        elif field.name == "mask_coverage":
+            argv, value = ["--mask_coverage", "0.2", "0.3"], (0.2, 0.3)
+        elif field.name in ("train_root", "val_root"):
+            argv, value = [], "sample"
+        else:
+            value = {"progressive": "64:0.5", "device": "cpu"}.get(
+                field.name, field.type(0.5) if field.type is float else field.type(16)
+            )
+            argv = [f"--{field.name}", str(value)]
+        config = parse_config([*ROOTS, *argv], "train.py", presets=False)
+        assert getattr(config, field.name) == value, field.name
+    assert parse_config(["--config", "debug", "--epochs", "7"], "quick_train.py", presets=True).epochs == 7
+    assert parse_config([*ROOTS, "--use_structure_encoder"], "train.py", presets=False).use_structure_encoder
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--config", "huge"], "--config: no such preset: huge"),
+        (["--config", "debug", "--epoch", "7"], "unrecognized arguments: --epoch"),
+        (["--config", "debug", "--lr", "fast"], "argument --lr: invalid float value"),
+        (["--config", "debug", "--lr", "0"], "--lr: must be above 0, got 0.0"),
+        (["--config", "debug", "--batch_size", "0"], "--batch_size: must be at least 1"),
+        (["--config", "debug", "--base_channels", "17"], "--base_channels: must be even"),
+        (["--config", "debug", "--mask_coverage", "0.5", "0.2"], "--mask_coverage: must be two shares"),
+        (["--config", "debug", "--progressive", "64:0.5,128:0.5"], "--progressive: must be sizes"),
+        (["--config", "debug", "--progressive", "64"], "--progressive: must be sizes"),
+        (["--config", "debug", "--lambda_edge", "-1"], "--lambda_edge: must be 0 or more"),
+        (["--config", "default"], "--train_root: required"),
+        (["--config", "default", "--train_root", "/none"], "--train_root: no such folder: /none"),
+    ],
+)
+def test_a_mistake_is_named(argv: list[str], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        parse_config(argv, "quick_train.py", presets=True)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_an_unknown_setting_is_an_error() -> None:
+    with pytest.raises(UserError, match="no such setting: epoch"):
+        get_config("debug", epoch=3)
+
+
+def test_sizes_follow_the_plan() -> None:
+    config = get_config("default", progressive="64:0.5,128:0.25")
+    assert [config.size_at(p) for p in (0.0, 0.49, 0.5, 0.74, 0.75, 1.0)] == [64, 64, 128, 128, 256, 256]

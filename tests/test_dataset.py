@@ -1,0 +1,268 @@
+import warnings
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import photograph
+from PIL import Image
+
+import dataset
+from dataset import (
+    EpochSampler,
+    InpaintingDataset,
+    get_dataloaders,
+    random_free_form_mask,
+    random_mask,
+    random_rectangular_mask,
+    read_image,
+    read_mask,
+)
+from utils import UserError
+
+MASKS = [random_free_form_mask, random_rectangular_mask, random_mask]
+
+
+@pytest.mark.parametrize("draw", MASKS)
+def test_coverage_is_what_was_asked(draw, generator: np.random.Generator) -> None:  # type: ignore[no-untyped-def]
+    for _ in range(700):
+        height, width = generator.integers(16, 96, 2)
+        asked = generator.uniform(0.01, 0.9)
+        mask = draw(height, width, asked, generator)
+        assert mask.shape == (height, width)
+        assert set(np.unique(mask)) <= {0, 1}
+        assert abs(mask.mean() - asked) <= 0.02
+
+
+def test_coverage_of_a_range_is_drawn_evenly(generator: np.random.Generator) -> None:
+    shares = [random_mask(32, 32, (0.1, 0.4), generator).mean() for _ in range(2000)]
+    assert min(shares) >= 0.08 and max(shares) <= 0.42
+    counts, _ = np.histogram(shares, bins=5, range=(0.1, 0.4))
+    assert counts.min() > 300
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.0, 0.0), (1.0, 1.0)])
+def test_extreme_coverage_is_exact(share: float, expected: float, generator: np.random.Generator) -> None:
+    for draw in MASKS:
+        assert draw(9, 13, share, generator).mean() == expected
+
+
+def test_impossible_coverage_is_refused(generator: np.random.Generator) -> None:
+    with pytest.raises(ValueError, match="coverage"):
+        random_free_form_mask(8, 8, (0.5, 0.2), generator)
+
+
+def test_masks_touch_the_border_sometimes_and_repeat_with_the_seed() -> None:
+    masks = [random_mask(64, 64, 0.3, np.random.default_rng(i)) for i in range(40)]
+    touching = [m[0].any() or m[-1].any() or m[:, 0].any() or m[:, -1].any() for m in masks]
+    assert any(touching)
+    assert np.array_equal(masks[5], random_mask(64, 64, 0.3, np.random.default_rng(5)))
+    assert not np.array_equal(masks[5], masks[6])
+
+
+def test_pictures_of_every_mode_are_read_right(tmp_path: Path) -> None:
+    rgb = photograph(20, 30)
+    picture = Image.fromarray(rgb)
+    picture.save(tmp_path / "rgb.png")
+    assert np.array_equal(read_image(tmp_path / "rgb.png"), rgb)
+
+    grey = np.asarray(picture.convert("L"))
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    assert np.array_equal(read_image(tmp_path / "grey.png"), np.repeat(grey[:, :, None], 3, axis=2))
+
+    deep = grey.astype(np.uint16) * 257
+    cv2.imwrite(str(tmp_path / "deep.png"), deep)
+    assert np.array_equal(read_image(tmp_path / "deep.png")[:, :, 0], grey)
+    cv2.imwrite(str(tmp_path / "deep.tif"), deep)
+    assert np.array_equal(read_image(tmp_path / "deep.tif")[:, :, 0], grey)
+    cv2.imwrite(str(tmp_path / "deep_rgb.png"), rgb[:, :, ::-1].astype(np.uint16) * 257)
+    assert np.array_equal(read_image(tmp_path / "deep_rgb.png"), rgb)
+
+    palette = picture.quantize(16)
+    palette.save(tmp_path / "palette.png")
+    assert np.array_equal(read_image(tmp_path / "palette.png"), np.asarray(palette.convert("RGB")))
+
+    alpha = np.zeros((20, 30), np.uint8)
+    alpha[:, :15] = 255
+    Image.fromarray(np.dstack([rgb, alpha])).save(tmp_path / "alpha.png")
+    read = read_image(tmp_path / "alpha.png")
+    assert np.array_equal(read[:, :15], rgb[:, :15])
+    assert (read[:, 15:] == 255).all()
+
+    picture.convert("CMYK").save(tmp_path / "cmyk.jpg", quality=95)
+    assert np.abs(read_image(tmp_path / "cmyk.jpg").astype(int) - rgb).mean() < 6
+
+
+def test_exif_orientation_is_applied(tmp_path: Path) -> None:
+    rgb = photograph(20, 30)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned a quarter clockwise to be upright
+    Image.fromarray(rgb).save(tmp_path / "turned.png", exif=exif)
+    assert np.array_equal(read_image(tmp_path / "turned.png"), np.rot90(rgb, -1))
+
+
+def test_masks_are_white_where_missing_unless_inverted(tmp_path: Path) -> None:
+    grey = np.array([[0, 100, 128, 255]], np.uint8)
+    Image.fromarray(grey).save(tmp_path / "mask.png")
+    mask, share = read_mask(tmp_path / "mask.png")
+    assert mask.tolist() == [[0, 0, 1, 1]]
+    assert share == 0.5
+    assert read_mask(tmp_path / "mask.png", invert=True)[0].tolist() == [[1, 1, 0, 0]]
+
+
+def test_unreadable_pictures_are_named(tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("not a picture")
+    (tmp_path / "empty.jpg").touch()
+    Image.fromarray(photograph(64, 64)).save(tmp_path / "cut.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:900])
+    for name in ("text.png", "empty.jpg", "cut.png", "none.png"):
+        with pytest.raises(UserError, match=name) as error:
+            read_image(tmp_path / name)
+        assert "\n" not in str(error.value)
+    with pytest.raises(UserError):
+        read_image(tmp_path)
+
+
+def test_a_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.fromarray(photograph(64, 64)).save(tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(UserError, match=r"large\.png"):
+        read_image(tmp_path / "large.png")
+
+
+def test_folders_without_pictures_are_errors_that_say_what_was_found(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--val_root: no such folder"):
+        InpaintingDataset(str(tmp_path / "none"), flag="--val_root")
+    with pytest.raises(UserError, match="found nothing"):
+        InpaintingDataset(str(tmp_path))
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(UserError, match=r"no images in .* \(found \.txt; looked for"):
+        InpaintingDataset(str(tmp_path))
+
+
+def test_one_bad_file_in_six_is_too_many_and_one_in_two_hundred_is_skipped(folder: Path) -> None:
+    (folder / "bad.png").write_text("not a picture")
+    with pytest.raises(UserError, match=r"1 of 7 images .* more than 1% allowed.*bad\.png"):
+        InpaintingDataset(str(folder), 32)
+    tiny = Image.fromarray(photograph(8, 8))
+    for i in range(200):
+        tiny.save(folder / f"tiny{i}.png")
+    data = InpaintingDataset(str(folder), 32)
+    assert len(data) == 206
+    assert len(data.unreadable) == 1 and "bad.png" in data.unreadable[0]
+    again = InpaintingDataset(str(folder), 32)
+    assert again.unreadable == data.unreadable  # also when it comes from the cache
+
+
+def test_items_are_what_they_are_documented_to_be(folder: Path) -> None:
+    data = InpaintingDataset(str(folder), 32)
+    assert len(data) == 6
+    for key in range(12):
+        item = data[key]
+        image, mask = item["image"], item["mask"]
+        assert image.shape == (3, 32, 32) and image.dtype == torch.float32
+        assert mask.shape == (1, 32, 32) and set(mask.unique().tolist()) <= {0.0, 1.0}
+        assert image.min() >= 0 and image.max() <= 1
+        assert 0.08 <= mask.mean() <= 0.42
+
+
+def test_validation_shows_the_centre_and_masks_of_the_name_alone(folder: Path) -> None:
+    data = InpaintingDataset(str(folder), 32, training=False)
+    first = {item["name"]: item for item in (data[i] for i in range(6))}
+    expected = dataset.resize_image(read_image(folder / "picture1.png"), 32)
+    left = (expected.shape[1] - 32) // 2
+    shown = (first["picture1"]["image"].permute(1, 2, 0).numpy() * 255).round()
+    assert np.array_equal(shown, expected[:, left : left + 32])
+    for name in ("picture0.png", "picture3.png"):
+        (folder / name).unlink()
+    fewer = InpaintingDataset(str(folder), 32, training=False)
+    for i in range(4):
+        item = fewer[i]
+        assert torch.equal(item["mask"], first[item["name"]]["mask"])
+
+
+def test_training_draws_anew_every_epoch_and_the_same_again(folder: Path) -> None:
+    data = InpaintingDataset(str(folder), 32)
+    again = InpaintingDataset(str(folder), 32)
+    assert torch.equal(data[6 + 2]["mask"], again[6 + 2]["mask"])
+    assert not torch.equal(data[2]["mask"], data[6 + 2]["mask"])
+    other = InpaintingDataset(str(folder), 32, seed=1)
+    assert not torch.equal(data[2]["mask"], other[2]["mask"])
+
+
+def test_a_changed_file_is_decoded_again(folder: Path) -> None:
+    before = InpaintingDataset(str(folder), 32, training=False)[0]["image"]
+    Image.fromarray(255 - photograph(40, 40)).save(folder / "picture0.png")
+    after = InpaintingDataset(str(folder), 32, training=False)[0]["image"]
+    assert (before - after).abs().max() > 0.2
+
+
+def test_the_second_use_decodes_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    InpaintingDataset(str(folder), 32)
+    monkeypatch.setattr(dataset, "read_image", None)
+    assert len(InpaintingDataset(str(folder), 32)) == 6
+
+
+def test_a_subset_depends_on_the_seed_alone(folder: Path) -> None:
+    names = InpaintingDataset(str(folder), 32, max_images=3).names
+    assert len(names) == 3
+    assert InpaintingDataset(str(folder), 32, max_images=3).names == names
+
+
+def test_stems_that_occur_twice_keep_their_extension(folder: Path) -> None:
+    Image.fromarray(photograph(40, 40)).save(folder / "picture0.bmp")
+    assert {"picture0.bmp", "picture0.png", "picture1"} <= set(InpaintingDataset(str(folder), 32).names)
+
+
+def test_own_masks_are_cropped_like_the_image_and_others_are_drawn(folder: Path, tmp_path: Path) -> None:
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    own = np.zeros((40, 56), np.uint8)
+    own[:, 20:36] = 255
+    Image.fromarray(own).save(masks / "picture1_mask.png")
+    data = InpaintingDataset(str(folder), 40, training=False, mask_root=str(masks))
+    item = next(data[i] for i in range(6) if data.names[i] == "picture1")
+    columns = item["mask"][0].amax(dim=0).nonzero().flatten()
+    assert columns.tolist() == list(range(12, 28))  # eight columns were cut off at the left
+    assert all(data[i]["mask"].mean() > 0 for i in range(6))
+    inverted = InpaintingDataset(str(folder), 40, training=False, mask_root=str(masks), invert_mask=True)
+    item = next(inverted[i] for i in range(6) if inverted.names[i] == "picture1")
+    assert item["mask"].mean() == pytest.approx(0.6)
+
+
+def test_the_sample_photographs_need_no_folder() -> None:
+    train = InpaintingDataset("sample", 32, max_images=20)
+    val = InpaintingDataset("sample", 32, training=False, max_images=20)
+    assert len(train) == len(val) == 20
+    assert not {n.split("-")[0] for n in train.names} & {n.split("-")[0] for n in val.names}
+    assert not torch.equal(val[0]["image"], val[1]["image"])
+    assert torch.equal(val[0]["image"], val[20]["image"])  # the same in every epoch
+
+
+def test_several_roots_are_joined(folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    Image.fromarray(photograph(40, 40)).save(other / "more.png")
+    assert len(InpaintingDataset(f"{folder}:{other}", 32)) == 7
+
+
+def test_the_sampler_covers_every_epoch_once_and_resumes_within_one() -> None:
+    sampler = EpochSampler(10, seed=3)
+    first, second = list(sampler), list(sampler)
+    assert sorted(first) == list(range(10)) and sorted(second) == list(range(10, 20))
+    assert [i % 10 for i in first] != [i % 10 for i in second]
+    sampler.epoch, sampler.start = 1, 4
+    assert list(sampler) == second[4:]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_batches_do_not_depend_on_the_number_of_workers(folder: Path, num_workers: int) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # fork in a process that has threads
+        train, val = get_dataloaders(str(folder), str(folder), 4, 32, val_size=48, num_workers=num_workers)
+        images = torch.cat([b["image"] for b in train])
+        assert next(iter(val))["image"].shape == (4, 3, 48, 48)
+    reference = InpaintingDataset(str(folder), 32)
+    order = EpochSampler(6, seed=42)
+    assert torch.equal(images, torch.stack([reference[key]["image"] for key in order]))

@@ -1,0 +1,393 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import SHARED, photograph
+from torch import nn
+
+from config import PRESETS, get_config
+from dataset import read_image, resize_image
+from losses import InpaintingLoss
+from metrics import psnr
+from models import (
+    UNKNOWN,
+    InpaintingNetwork,
+    MaskQueryCrossAttention,
+    PartialConv2d,
+    attention_heatmaps,
+    pull,
+    push_pull,
+)
+
+Batch = tuple[torch.Tensor, torch.Tensor]
+
+
+def awake(network: nn.Module, seed: int = 0) -> nn.Module:
+    """Weights away from their initial zeros, so that every part of the network shows in its output."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if parameter.abs().sum() == 0:
+                parameter.normal_(0, 0.05, generator=generator)
+    return network
+
+
+@pytest.fixture(scope="module")
+def network() -> InpaintingNetwork:
+    torch.manual_seed(0)
+    return awake(InpaintingNetwork(base_channels=16)).eval()
+
+
+# --- prefill
+
+
+def test_push_pull_keeps_known_pixels_and_fills_smoothly(batch: Batch) -> None:
+    image, mask = batch
+    filled = push_pull(image * (1 - mask), mask)
+    assert torch.equal(filled * (1 - mask), image * (1 - mask))
+    assert (filled >= image.amin() - 1e-6).all() and (filled <= image.amax() + 1e-6).all()
+
+
+def test_push_pull_of_a_constant_is_that_constant_and_of_nothing_is_grey() -> None:
+    mask = torch.zeros(1, 1, 13, 29)
+    mask[..., 2:11, 5:25] = 1
+    filled = push_pull(torch.full((1, 3, 13, 29), 0.3) * (1 - mask), mask)
+    assert torch.allclose(filled, torch.full_like(filled, 0.3))
+    nothing = torch.ones(1, 1, 13, 29)
+    grey = torch.full((1, 3, 13, 29), 0.5)
+    assert torch.allclose(push_pull(torch.zeros(1, 3, 13, 29), nothing), grey, atol=1e-6)
+
+
+def test_pull_is_the_mean_of_known_pixels() -> None:
+    image = torch.tensor([[[[1.0, 0.0, 0.0], [0.5, 0.0, 0.0], [0.2, 0.4, 0.0]]]])
+    mask = torch.tensor([[[[0.0, 1.0, 1.0], [0.0, 1.0, 1.0], [0.0, 0.0, 1.0]]]])
+    mean, hole = pull(image, mask)
+    assert torch.allclose(mean, torch.tensor([[[[0.75, 0.0], [0.3, 0.0]]]]))
+    assert torch.equal(hole, torch.tensor([[[[0.0, 1.0], [0.0, 1.0]]]]))
+
+
+# --- partial convolution
+
+
+def test_partial_conv_equals_its_equation_by_hand() -> None:
+    conv = PartialConv2d(1, 1, padding=0)
+    with torch.no_grad():
+        conv.conv.weight.copy_(torch.arange(9.0).view(1, 1, 3, 3))
+        conv.bias.fill_(2.0)
+    x = torch.arange(1.0, 10.0).view(1, 1, 3, 3)
+    m = torch.zeros(1, 1, 3, 3)
+    m[..., 0, :] = 1
+    y, hole = conv(x, m)
+    products = sum(w * v for w, v in zip(range(3, 9), range(4, 10), strict=True))
+    assert y.item() == pytest.approx(products * 9 / 6 + 2)
+    assert hole.item() == 0
+    y, hole = conv(x, torch.ones_like(m))
+    assert y.item() == 0 and hole.item() == 1
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_partial_conv_of_known_windows_is_an_ordinary_convolution(stride: int) -> None:
+    conv = PartialConv2d(3, 5, stride=stride, padding=0)
+    x = torch.randn(2, 3, 11, 14)
+    y, hole = conv(x, torch.zeros(2, 1, 11, 14))
+    expected = F.conv2d(x, conv.conv.weight, conv.bias, stride)
+    assert torch.allclose(y, expected, atol=1e-6)
+    assert hole.sum() == 0
+
+
+def test_partial_conv_never_reads_what_is_under_the_hole_and_shrinks_it() -> None:
+    conv = PartialConv2d(3, 4)
+    mask = torch.zeros(1, 1, 12, 12)
+    mask[..., 3:9, 3:9] = 1
+    x = torch.randn(1, 3, 12, 12)
+    y, hole = conv(x, mask)
+    for junk in (1e9, math.nan, math.inf):
+        assert torch.equal(conv(torch.where(mask > 0, junk, x), mask)[0], y)
+    expected = torch.zeros(1, 1, 12, 12)
+    expected[..., 4:8, 4:8] = 1
+    assert torch.equal(hole, expected)
+    assert (y * hole).abs().sum() == 0
+
+
+# --- attention
+
+
+def attention_module(**changes: object) -> MaskQueryCrossAttention:
+    torch.manual_seed(0)
+    arguments = {"channels": 8, "context_channels": 8, "num_heads": 2, "use_structure": True, "scale": 1}
+    return MaskQueryCrossAttention(**(arguments | changes))  # type: ignore[arg-type]
+
+
+SCOPES = [{}, {"max_keys": 20}, {"window": 4, "halo": 2}, {"window": 4, "halo": 2, "stride": 2}]
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_attention_rows_sum_to_one_and_the_fused_kernel_agrees(scope: dict) -> None:
+    module = attention_module(**scope)
+    x, context = torch.randn(2, 2, 8, 13, 18).unbind()
+    mask = (torch.rand(2, 1, 13, 18) > 0.5).float()
+    S = torch.rand(2, 1, 13, 18)
+    y, attention = module(x, context, mask, S, return_attention=True)
+    assert attention is not None
+    assert torch.allclose(attention.sum(dim=-1), torch.ones(()), atol=1e-5)
+    with torch.no_grad():
+        fused, none = module(x, context, mask, S)
+    assert none is None
+    assert torch.allclose(y, fused, atol=1e-5)
+
+
+def test_global_attention_equals_the_equation() -> None:
+    module = attention_module(num_heads=1)
+    x, context = torch.randn(2, 1, 8, 3, 4).unbind()
+    mask = torch.zeros(1, 1, 3, 4)
+    mask[..., 0, 0] = 1
+    S = torch.rand(1, 1, 3, 4)
+    y, _ = module(x, context, mask, S)
+    q, k, v = (
+        layer(z).flatten(2)[0].T
+        for layer, z in ((module.to_query, x), (module.to_key, context), (module.to_value, context))
+    )
+    assert module.gate is not None
+    B = module.gate.alpha * S.flatten() + torch.where(mask.flatten() > 0, UNKNOWN, 0)
+    expected = torch.softmax(q @ k.T / math.sqrt(8) + B, dim=-1) @ v
+    expected = module.to_out(expected.T.view(1, 8, 3, 4))
+    assert torch.allclose(y, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_changing_structure_changes_the_attention(scope: dict) -> None:
+    module = attention_module(**scope)
+    x, context = torch.randn(2, 1, 8, 12, 12).unbind()
+    mask = torch.zeros(1, 1, 12, 12)
+    S = torch.rand(1, 1, 12, 12)
+    _, before = module(x, context, mask, S, return_attention=True)
+    _, after = module(x, context, mask, 1 - S, return_attention=True)
+    assert (before - after).abs().max() > 1e-3
+
+
+def test_unknown_keys_win_only_where_no_known_key_is_in_reach() -> None:
+    module = attention_module(window=4, halo=0)
+    x, context = torch.randn(2, 1, 8, 4, 8).unbind()
+    mask = torch.zeros(1, 1, 4, 8)
+    mask[..., :4] = 1  # the left window knows nothing
+    mask[..., 1, 5] = 1  # one pixel of the right window is missing
+    _, attention = module(x, 100 * context, mask, torch.rand(1, 1, 4, 8), return_attention=True)
+    left, right = attention[0]
+    assert torch.allclose(left.sum(dim=-1), torch.ones(()))
+    assert right[..., 5].max() == 0
+    assert left.amax() > 0.1
+
+
+def test_a_key_weighs_what_its_known_pixels_weigh() -> None:
+    module = attention_module(stride=2, use_structure=False)
+    mask = torch.zeros(1, 1, 2, 4)
+    mask[..., 0, :2] = 1  # half of the first key
+    same = torch.ones(1, 8, 2, 4)
+    _, attention = module(same, same, mask, return_attention=True)
+    assert torch.allclose(attention[0, 0, :, 0], torch.tensor([1 / 3, 2 / 3]), atol=1e-6)
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_the_heatmap_is_where_the_hole_looks(scope: dict) -> None:
+    module = attention_module(**scope)
+    x, context = torch.randn(2, 2, 8, 12, 16).unbind()
+    mask = torch.zeros(2, 1, 12, 16)
+    mask[0, :, 4:8, 4:8] = 1
+    _, attention = module(x, context, mask, torch.rand(2, 1, 12, 16), return_attention=True)
+    heat = module.heatmap(attention, mask)
+    assert heat[0].sum().item() == pytest.approx(1, abs=1e-5)
+    assert heat[1].abs().sum() == 0  # no hole, no looking
+    if scope == {"window": 4, "halo": 2}:
+        assert heat[0, 0, 4:8, 4:8].sum() == 0  # nothing is known there
+        assert heat[0, 0, :, 10:].sum() == 0  # out of reach
+
+
+def test_heads_must_divide_the_channels() -> None:
+    with pytest.raises(ValueError, match="multiple of num_heads"):
+        attention_module(num_heads=3)
+
+
+# --- the whole network
+
+
+@pytest.mark.parametrize("junk", [0.7, 1e9, -1e9, math.nan, math.inf])
+def test_nothing_under_the_hole_is_read(network: InpaintingNetwork, batch: Batch, junk: float) -> None:
+    image, mask = batch
+    with torch.no_grad():
+        expected = network(image, mask)
+        outputs = network(torch.where(mask > 0, junk, image), mask)
+    for name in ("coarse", "refined", "output", "structure"):
+        assert torch.equal(outputs[name], expected[name]), name
+
+
+def test_the_output_is_the_input_outside_the_hole_and_refined_inside(
+    network: InpaintingNetwork, batch: Batch
+) -> None:
+    image, mask = batch
+    outputs = network(image, mask)
+    hole = mask.expand_as(image) > 0
+    assert torch.equal(outputs["output"][~hole], image[~hole])
+    assert torch.equal(outputs["output"][hole], outputs["refined"][hole])
+
+
+def test_a_batch_gives_each_image_what_it_gets_alone(network: InpaintingNetwork, batch: Batch) -> None:
+    image, mask = batch
+    with torch.no_grad():
+        together = network(image, mask)["output"]
+        alone = torch.cat([network(image[i : i + 1], mask[i : i + 1])["output"] for i in range(2)])
+    assert torch.allclose(together, alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (5, 1), (8, 8), (9, 31), (40, 24), (65, 66)])
+@pytest.mark.parametrize("hole", ["empty", "full", "half"])
+def test_any_size_and_hole(network: InpaintingNetwork, size: tuple[int, int], hole: str) -> None:
+    image = torch.rand(1, 3, *size)
+    mask = {"empty": torch.zeros, "full": torch.ones, "half": torch.zeros}[hole](1, 1, *size)
+    if hole == "half":
+        mask[..., : size[1] // 2] = 1
+    outputs = network(image, mask, return_attention=True)
+    assert outputs["output"].shape == image.shape
+    assert outputs["output"].isfinite().all()
+    assert len(outputs["attention"]) == 3
+    for attention in outputs["attention"]:
+        assert torch.allclose(attention.sum(dim=-1), torch.ones(()), atol=1e-5)
+    for heat in attention_heatmaps(network, outputs, mask).values():
+        assert heat.shape == mask.shape and heat.min() >= 0 and heat.max() <= 1
+    if hole == "empty":
+        assert torch.equal(outputs["output"], image)
+
+
+def test_without_a_request_no_maps_and_without_msse_no_structure(batch: Batch) -> None:
+    outputs = InpaintingNetwork(16, use_structure_encoder=False)(*batch)
+    assert set(outputs) == {"coarse", "refined", "output"}
+
+
+def test_without_msse_no_parameter_of_it_exists() -> None:
+    plain = InpaintingNetwork(16, use_structure_encoder=False)
+    assert not [name for name, _ in plain.named_parameters() if "structure_encoder" in name or "gate" in name]
+    full = InpaintingNetwork(16)
+    assert {n for n, _ in full.named_parameters()} > {n for n, _ in plain.named_parameters()}
+
+
+def test_an_untrained_network_is_its_prefill(batch: Batch) -> None:
+    image, mask = batch
+    outputs = InpaintingNetwork(16, pyramid_levels=0).eval()(image, mask)
+    prefill = push_pull(image * (1 - mask), mask)
+    for name in ("coarse", "refined"):
+        assert torch.allclose(outputs[name], prefill, atol=1e-6)
+
+
+def test_every_stage_and_the_smaller_scales_change_the_output(batch: Batch) -> None:
+    torch.manual_seed(0)
+    network = awake(InpaintingNetwork(16)).eval()
+    image, mask = batch
+    expected = network(image, mask)["output"]
+    stages = network.refinement
+    for layer in (stages.structure_stage, stages.shape_stage, stages.texture_stage):
+        weight = layer.to_out.weight.detach().clone()
+        nn.init.zeros_(layer.to_out.weight)
+        assert not torch.equal(network(image, mask)["output"], expected)
+        with torch.no_grad():
+            layer.to_out.weight.copy_(weight)
+    network.pyramid_levels = 0
+    assert not torch.equal(network(image, mask)["output"], expected)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_parameter_of_every_preset_gets_a_gradient(preset: str, batch: Batch) -> None:
+    torch.manual_seed(0)
+    network = awake(InpaintingNetwork(**get_config(preset).architecture()))
+    image, mask = batch
+    InpaintingLoss()(network(image, mask), image, mask)["total"].backward()
+    without = [n for n, p in network.named_parameters() if p.grad is None or p.grad.abs().sum() == 0]
+    assert not without
+
+
+def test_the_gradients_are_those_of_finite_differences() -> None:
+    torch.manual_seed(0)
+    network = awake(InpaintingNetwork(4, bottleneck_depth=1, pyramid_levels=1)).double()
+    image, mask = torch.rand(1, 3, 17, 18, dtype=torch.float64), torch.zeros(1, 1, 17, 18).double()
+    mask[..., 3:12, 4:14] = 1
+
+    def loss() -> torch.Tensor:
+        return network(image, mask)["refined"].square().mean()
+
+    loss().backward()
+    for name in ("encoder.level1.conv.weight", "refinement.structure_stage.gate.alpha", "embed.weight"):
+        parameter = network.get_parameter(name)
+        assert parameter.grad is not None
+        position = parameter.grad.abs().argmax()
+        slope = parameter.grad.flatten()[position].item()
+        flat = parameter.detach().view(-1)
+        values = []
+        for step in (1e-5, -2e-5):
+            flat[position] += step
+            values.append(loss().item())
+        flat[position] += 1e-5
+        assert (values[0] - values[1]) / 2e-5 == pytest.approx(slope, rel=1e-3), name
+
+
+def test_default_has_the_specified_size_and_cost() -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    network = InpaintingNetwork(**get_config("default").architecture()).eval()
+    assert 2.7e6 <= sum(p.numel() for p in network.parameters()) <= 3.3e6
+    mask = torch.zeros(1, 1, 256, 256)
+    mask[..., 60:150, 60:150] = 1
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(torch.rand(1, 3, 256, 256), mask)
+    assert counter.get_total_flops() / 2 <= 10e9
+
+
+def test_channels_last_gives_the_same(network: InpaintingNetwork, batch: Batch) -> None:
+    image, mask = batch
+    expected = network(image, mask)["output"]
+    outputs = network(image.to(memory_format=torch.channels_last), mask)["output"]
+    assert torch.allclose(outputs, expected, atol=1e-4)
+
+
+def test_bfloat16_autocast_stays_close_and_finite(network: InpaintingNetwork, batch: Batch) -> None:
+    image, mask = batch
+    expected = network(image, mask)["output"]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        outputs = network(image, mask)["output"]
+    assert outputs.isfinite().all()
+    assert (outputs - expected).abs().mean() < 0.02
+
+
+def test_odd_channels_are_refused() -> None:
+    with pytest.raises(ValueError, match="base_channels"):
+        InpaintingNetwork(15)
+
+
+def test_one_batch_is_overfitted_to_30_db() -> None:
+    """Four portraits where they are at hand, else four drawn pictures."""
+    portraits = sorted((SHARED / "data" / "portraits" / "val").glob("*.jpg"))[:4]
+    if portraits:
+        pictures = [resize_image(read_image(path), 64) for path in portraits]
+    else:
+        pictures = [photograph(64, 64, seed=i) for i in range(4)]
+    image = torch.from_numpy(np.stack(pictures).transpose(0, 3, 1, 2).astype(np.float32) / 255)
+    mask = torch.zeros(4, 1, 64, 64)
+    mask[:2, :, 20:44, 16:40] = 1
+    mask[2:, :, 10:30, 30:60] = 1
+    torch.manual_seed(0)
+    network = InpaintingNetwork(16)
+    criterion = InpaintingLoss()
+    optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
+    reached = 0.0
+    for step in range(600):
+        outputs = network(image, mask)
+        losses = criterion(outputs, image, mask)
+        optimizer.zero_grad()
+        losses["total"].backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.param_groups[0]["lr"] = 2e-3 * (1 - step / 600)
+        optimizer.step()
+        if step % 20 == 19:
+            reached = psnr(outputs["output"], image, mask).mean().item()
+            if reached >= 30:
+                break
+    assert reached >= 30

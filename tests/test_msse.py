@@ -1,0 +1,46 @@
+import pytest
+import torch
+
+from msse import MultiScaleStructureEncoder, StructureAwareAttentionGate
+
+
+def test_structure_is_a_confidence_at_every_pixel() -> None:
+    encoder = MultiScaleStructureEncoder(in_channels=32)
+    S = encoder(10 * torch.randn(2, 32, 19, 23), torch.ones(2, 1, 19, 23))
+    assert S.shape == (2, 1, 19, 23)
+    assert S.min() >= 0 and S.max() <= 1 and S.std() > 0.01
+
+
+def test_structure_looks_at_the_hole_alone() -> None:
+    torch.manual_seed(0)
+    encoder = MultiScaleStructureEncoder(in_channels=8)
+    mask = torch.zeros(1, 1, 32, 32)
+    mask[..., 10:20, 10:20] = 1
+    x = torch.randn(1, 8, 32, 32)
+    outside = x + (1 - mask) * torch.randn_like(x)
+    assert torch.equal(encoder(x, mask), encoder(outside, mask))
+    assert not torch.equal(encoder(x, mask), encoder(x + mask, mask))
+
+
+@pytest.mark.parametrize("size", [3, 7, 15])
+def test_each_scale_reaches_as_far_as_its_patch(size: int) -> None:
+    torch.manual_seed(0)
+    encoder = MultiScaleStructureEncoder(in_channels=8, patch_sizes=(size,))
+    x = torch.randn(1, 8, 41, 41, requires_grad=True)
+    encoder(x, torch.ones(1, 1, 41, 41))[0, 0, 20, 20].backward()
+    assert x.grad is not None
+    reached = x.grad.abs().sum(dim=1)[0].nonzero()
+    assert reached.min() == 20 - size // 2 and reached.max() == 20 + size // 2
+
+
+def test_even_patches_are_refused() -> None:
+    with pytest.raises(ValueError, match="patch_sizes"):
+        MultiScaleStructureEncoder(8, patch_sizes=(3, 4))
+
+
+def test_the_gate_is_alpha_times_structure_per_head() -> None:
+    gate = StructureAwareAttentionGate(num_heads=3)
+    with torch.no_grad():
+        gate.alpha.copy_(torch.tensor([0.0, 1.0, -2.0]))
+    S = torch.rand(2, 1, 4, 5)
+    assert torch.equal(gate(S), torch.cat([0 * S, S, -2 * S], dim=1))
