@@ -455,21 +455,23 @@ class EpochSampler(Sampler[int]):
     """Every index once an epoch in an order of (seed, epoch), as keys `epoch * length + index`.
 
     The epoch advances by itself at the end of each pass; set `epoch` and `start` to resume in one.
+    Of several processes, each gets its own share of the order, all of one length.
     """
 
-    def __init__(self, length: int, seed: int) -> None:
-        self.length, self.seed = length, seed
+    def __init__(self, length: int, seed: int, rank: int = 0, num_processes: int = 1) -> None:
+        self.length, self.seed, self.rank, self.num_processes = length, seed, rank, num_processes
         self.epoch = 0
-        self.start = 0  # items of this epoch already seen
+        self.start = 0  # items of this epoch already seen, by all processes
 
     def __iter__(self) -> Iterator[int]:
         epoch, start = self.epoch, self.start
         self.epoch, self.start = epoch + 1, 0
         order = np.random.default_rng([self.seed, epoch]).permutation(self.length)
-        return iter((epoch * self.length + order[start:]).tolist())
+        order = order[start : len(self) * self.num_processes]
+        return iter((epoch * self.length + order[self.rank :: self.num_processes]).tolist())
 
     def __len__(self) -> int:
-        return self.length
+        return self.length // self.num_processes
 
 
 def get_dataloaders(
@@ -487,12 +489,16 @@ def get_dataloaders(
     num_workers: int = 2,
     seed: int = 42,
     cache_dir: str | Path | None = None,
+    rank: int = 0,
+    num_processes: int = 1,
 ) -> tuple[DataLoader, DataLoader]:
     """Training and validation loaders; arguments as of `InpaintingDataset`.
 
     Args:
         image_size: of both, in pixels, unless `val_size` says otherwise of the validation images.
+        batch_size: images a batch, of each process.
         train_subset, val_subset: at most so many images; None for all.
+        rank, num_processes: which share of the training images this process gets.
 
     Batches are dicts of image (B, 3, S, S) in [0, 1], mask (B, 1, S, S), 1 = missing, and name.
     """
@@ -506,5 +512,5 @@ def get_dataloaders(
     )
     loading: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers}
     loading |= {"pin_memory": torch.cuda.is_available()}
-    train_loader = DataLoader(train_set, sampler=EpochSampler(len(train_set), seed), **loading)
-    return train_loader, DataLoader(val_set, **loading)
+    sampler = EpochSampler(len(train_set), seed, rank, num_processes)
+    return DataLoader(train_set, sampler=sampler, **loading), DataLoader(val_set, **loading)

@@ -1,6 +1,7 @@
 """Metrics of a completion, per image and over the hole alone; means are over images, never over batches."""
 
 import functools
+import warnings
 
 import torch
 import torch.nn.functional as F
@@ -103,9 +104,9 @@ def _lpips_network(weights: str | None, device: torch.device) -> torch.nn.Module
     except ModuleNotFoundError:
         raise UserError("--use_lpips: needs the lpips package: pip install lpips") from None
     trunk = load_trunk("alexnet", weights, "--lpips_weights").state_dict()
-    network = lpips.LPIPS(
-        net="alex", pnet_rand=True, verbose=False
-    )  # its linear layers come with the package
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the package calls torchvision the old way
+        network = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)  # with its own linear layers
     for piece in (
         network.net.slice1,
         network.net.slice2,

@@ -201,9 +201,10 @@ class MaskQueryCrossAttention(nn.Module):
     is heard only where no known key is in reach. S tells keys on structure from keys on flat ground.
 
     Args:
-        channels: of the queries and of the result.
+        channels: of x and of the result.
         context_channels: of the context, from which keys and values come.
-        num_heads: divides `channels`.
+        num_heads: each with a bias of its own.
+        head_channels: d, of each head's queries, keys and values.
         scale: image pixels a feature's side.
         stride: features a token's side.
         window: None for global attention; else tokens a side of the windows into which queries are cut.
@@ -222,6 +223,7 @@ class MaskQueryCrossAttention(nn.Module):
         channels: int,
         context_channels: int,
         num_heads: int,
+        head_channels: int,
         use_structure: bool,
         scale: int,
         stride: int = 1,
@@ -230,16 +232,15 @@ class MaskQueryCrossAttention(nn.Module):
         max_keys: int = 1024,
     ) -> None:
         super().__init__()
-        if channels % num_heads:
-            raise ValueError(f"channels ({channels}) must be a multiple of num_heads ({num_heads})")
         self.num_heads, self.scale, self.stride = num_heads, scale, stride
         self.window, self.halo, self.max_keys = window, halo, max_keys
-        self.to_query = nn.Conv2d(channels, channels, 1)
+        inner = num_heads * head_channels
+        self.to_query = nn.Conv2d(channels, inner, 1)
         self.to_key = nn.Conv2d(
-            context_channels, channels, 1, bias=False
-        )  # a key bias cancels in the softmax
-        self.to_value = nn.Conv2d(context_channels, channels, 1)
-        self.to_out = nn.Conv2d(channels, channels, 1)
+            context_channels, inner, 1, bias=False
+        )  # its bias would cancel in the softmax
+        self.to_value = nn.Conv2d(context_channels, inner, 1)
+        self.to_out = nn.Conv2d(inner, channels, 1)
         self.gate = StructureAwareAttentionGate(num_heads) if use_structure else None
 
     def forward(
@@ -272,6 +273,10 @@ class MaskQueryCrossAttention(nn.Module):
             return y, None
         return y, attention.unflatten(0, (x.shape[0], -1))
 
+    def is_one_window(self, height: int, width: int) -> bool:
+        """Whether all tokens see all keys: always in global attention, in windows on a small image."""
+        return self.window is None or max(height, width) <= self.window
+
     def key_block(self, height: int, width: int) -> int:
         """Tokens a side that make one key: 1 in windows; in global attention, what `max_keys` needs."""
         block = 1
@@ -294,7 +299,7 @@ class MaskQueryCrossAttention(nn.Module):
         height, width = hole.shape[-2:]
         hole = self.split(hole.expand(-1, self.num_heads, -1, -1))  # (B·windows, heads, queries, 1)
         received = (attention.flatten(0, 1) * hole).sum(dim=2).mean(dim=1).unflatten(0, (mask.shape[0], -1))
-        if self.window is None:
+        if self.is_one_window(height, width):
             received = received.unflatten(2, (-1, -(-width // self.key_block(height, width))))
         else:
             rows, columns = -(-height // self.window), -(-width // self.window)
@@ -305,7 +310,7 @@ class MaskQueryCrossAttention(nn.Module):
 
     def split(self, x: torch.Tensor, *, halo: int = 0, outside: float = 0.0) -> torch.Tensor:
         """Cut (B, heads·d, h, w) into (B·windows, heads, tokens, d), with `outside` beyond the border."""
-        if self.window is None:
+        if self.is_one_window(*x.shape[-2:]):
             return x.unflatten(1, (self.num_heads, -1)).flatten(3).transpose(2, 3)
         bottom, right = (-x.shape[-2] % self.window, -x.shape[-1] % self.window)
         x = F.pad(x, (halo, right + halo, halo, bottom + halo), value=outside)
@@ -319,7 +324,7 @@ class MaskQueryCrossAttention(nn.Module):
     def join(self, y: torch.Tensor, height: int, width: int) -> torch.Tensor:
         """The inverse of `split` without a halo: (B·windows, heads, tokens, d) to (B, heads·d, h, w)."""
         y = y.transpose(2, 3).flatten(1, 2)  # (B·windows, heads·d, tokens)
-        if self.window is None:
+        if self.is_one_window(height, width):
             return y.unflatten(2, (height, width))
         rows, columns = -(-height // self.window), -(-width // self.window)
         y = y.unflatten(0, (-1, rows, columns)).unflatten(4, (self.window, self.window))
@@ -355,6 +360,7 @@ class ProgressiveRefinementModule(nn.Module):
                 channels=level * C,
                 context_channels=level * C,
                 num_heads=heads,
+                head_channels=max(1, C // 2),
                 use_structure=use_structure,
                 scale=level,
                 stride=stride,

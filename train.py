@@ -31,6 +31,7 @@ from utils import (
     comparison_grid,
     heatmap_grid,
     load_checkpoint,
+    process_group,
     save_checkpoint,
     seed_everything,
     select_device,
@@ -97,8 +98,9 @@ def ema_update(decay: float) -> Callable[[Any, Any, torch.Tensor | int], None]:
 class Run:
     """All that a run is, between two steps: what a checkpoint holds and `resume` restores."""
 
-    def __init__(self, config: Config, device: torch.device) -> None:
+    def __init__(self, config: Config, device: torch.device, rank: int = 0, num_processes: int = 1) -> None:
         self.config, self.device = config, device
+        self.rank, self.num_processes = rank, num_processes
         memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         self.model = InpaintingNetwork(**config.architecture()).to(device).to(memory_format=memory_format)
         self.ema = AveragedModel(self.model, multi_avg_fn=ema_update(config.ema_decay))
@@ -161,6 +163,16 @@ class Run:
         self.tracker = MetricsTracker(state["history"])
         for name in self.COUNTERS:
             setattr(self, name, state["counters"][name])
+
+    def agree(self, stop: StopSignal) -> None:
+        """Give all processes one clock and one mind: the latest time and any process's signal."""
+        if self.num_processes > 1:
+            state = torch.tensor(
+                [self.elapsed_s, stop.received or 0], dtype=torch.float64, device=self.device
+            )
+            torch.distributed.all_reduce(state, torch.distributed.ReduceOp.MAX)
+            self.elapsed_s = state[0].item()
+            stop.received = int(state[1].item()) or None
 
     def progress(self, batches: int) -> float:
         """The done share of the run, in [0, 1]: of its epochs (of `batches`) or of its time, if more."""
@@ -252,6 +264,8 @@ def validate(run: Run, loader: DataLoader) -> tuple[dict[str, float], dict[str, 
 def train(config: Config) -> Path:
     """Run `config` from its start, or from the checkpoint that it resumes, to its end.
 
+    Under `torchrun` every process takes its share of the images; the first one validates and writes.
+
     Returns:
         The path of the best checkpoint by validation PSNR in the hole.
 
@@ -259,68 +273,92 @@ def train(config: Config) -> Path:
         UserError: for anything that the user can mend, before the run folder is touched.
         Interrupted: after SIGINT or SIGTERM, once the state is saved.
     """
-    device = select_device(config.device)
-    seed_everything(config.seed)
-    torch.set_flush_denormal(True)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    keep_freed_memory()
+    with process_group() as (rank, num_processes), StopSignal() as stop:
+        device = select_device(config.device)
+        seed_everything(config.seed)
+        torch.set_flush_denormal(True)
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+        keep_freed_memory()
 
-    folder = Path(config.save_dir).resolve()
-    last_file, best_file = folder / "checkpoints" / "last.pth", folder / "checkpoints" / "best_model.pth"
-    resumed_file = find_checkpoint(config, last_file)
-    run = Run(config, device)
-    if resumed_file is not None:
-        run.load_state_dict(load_checkpoint(resumed_file, "--resume"), resumed_file)
-    criterion = InpaintingLoss(
-        **{name: getattr(config, name) for name in vars(config) if name.startswith("lambda_")},
-        boundary_width=config.boundary_width,
-        vgg_weights=config.vgg_weights or None,
-    ).to(device)
-    if config.use_lpips:  # find out now, not after an epoch, that its weights are missing
-        probe = torch.zeros(1, 3, config.image_size, config.image_size, device=device)
-        lpips_score(probe, probe, config.lpips_weights or None)
-    train_loader, val_loader = make_loaders(config, run.size)
-    network = cast(nn.Module, torch.compile(run.model)) if config.compile else run.model
+        run = Run(config, device, rank, num_processes)
+        folder = Path(config.save_dir).resolve()
+        resumed_file = find_checkpoint(config, folder)
+        if resumed_file is not None:
+            run.load_state_dict(load_checkpoint(resumed_file, "--resume"), resumed_file)
+        criterion = InpaintingLoss(
+            **{name: getattr(config, name) for name in vars(config) if name.startswith("lambda_")},
+            boundary_width=config.boundary_width,
+            vgg_weights=config.vgg_weights or None,
+        ).to(device)
+        if config.use_lpips:  # find out now, not after an epoch, that its weights are missing
+            probe = torch.zeros(1, 3, config.image_size, config.image_size, device=device)
+            lpips_score(probe, probe, config.lpips_weights or None)
+        loaders = make_loaders(run)
+        if rank == 0:
+            for loader in loaders:
+                report_unreadable(loader.dataset)  # type: ignore[arg-type]
+            prepare_folder(folder, config, keep=resumed_file is not None and folder in resumed_file.parents)
+        if not (folder / "checkpoints" / "best_model.pth").exists():  # another folder's best stays there
+            run.best_psnr = -math.inf
+        return run_epochs(run, criterion, loaders, folder, stop)
 
-    here = resumed_file is not None and resumed_file.resolve().parent == last_file.parent
-    prepare_folder(folder, config, keep=here)
-    if not best_file.exists():  # another folder's best stays there
-        run.best_psnr = -math.inf
-    from torch.utils.tensorboard import SummaryWriter  # slow to import
 
-    writer = SummaryWriter(str(folder / "logs"), purge_step=run.step + 1 if resumed_file else None)
-    parameters = sum(parameter.numel() for parameter in run.model.parameters())
-    for loader in (train_loader, val_loader):
-        report_unreadable(loader.dataset)  # type: ignore[arg-type]
-    print(
-        f"{len(train_loader.dataset):,} training and {len(val_loader.dataset):,} validation images, "  # type: ignore
-        f"{parameters:,} parameters, {device}" + (f", continuing {resumed_file}" if resumed_file else "")
-    )
-    with StopSignal() as stop, writer:
-        while run.epoch < config.epochs and (run.batch > 0 or run.progress(len(train_loader)) < 1):
-            if run.batch == 0 and run.size != config.size_at(run.progress(len(train_loader))):
-                run.size = config.size_at(run.progress(len(train_loader)))
-            if train_loader.dataset.image_size != run.size:  # type: ignore[attr-defined]
-                train_loader, _ = make_loaders(config, run.size)
-            train_epoch(run, network, criterion, train_loader, writer, stop)
-            if stop.received is not None:
-                break
+def run_epochs(
+    run: Run,
+    criterion: InpaintingLoss,
+    loaders: tuple[DataLoader, DataLoader],
+    folder: Path,
+    stop: StopSignal,
+) -> Path:
+    """Train, validate and save, epoch by epoch; as `train`."""
+    config, (train_loader, val_loader) = run.config, loaders
+    best_file, last_file = (folder / "checkpoints" / name for name in ("best_model.pth", "last.pth"))
+    network: nn.Module = run.model
+    if config.compile:
+        network = cast(nn.Module, torch.compile(network))
+    if run.num_processes > 1:
+        network = nn.parallel.DistributedDataParallel(network)
+    writer = None
+    if run.rank == 0:
+        from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+        writer = SummaryWriter(str(folder / "logs"), purge_step=run.step + 1 if run.step else None)
+        counts = [len(loader.dataset) for loader in loaders]  # type: ignore[arg-type]
+        parameters = sum(parameter.numel() for parameter in run.model.parameters())
+        print(
+            f"{counts[0]:,} training and {counts[1]:,} validation images, "
+            f"{parameters:,} parameters, {run.device}"
+            + (f", continuing after {run.step:,} steps" if run.step else "")
+        )
+    while run.epoch < config.epochs and (run.batch > 0 or run.progress(len(train_loader)) < 1):
+        if run.batch == 0:
+            run.size = config.size_at(run.progress(len(train_loader)))
+        if train_loader.dataset.image_size != run.size:  # type: ignore[attr-defined]
+            train_loader, _ = make_loaders(run)
+        train_epoch(run, network, criterion, train_loader, writer, stop)
+        if stop.received is None:
             finish_epoch(run, len(train_loader), val_loader, writer, folder)
-            if run.tracker.rows[-1].get("psnr", -math.inf) > run.best_psnr:
-                run.best_psnr = run.tracker.rows[-1]["psnr"]
-                save_checkpoint(run.state_dict(), best_file)
-            if run.epoch % config.checkpoint_interval == 0:
-                save_checkpoint(
-                    run.state_dict(), last_file.with_name(f"checkpoint_epoch_{run.epoch:04d}.pth")
-                )
+            if writer is not None:
+                if run.tracker.rows[-1].get("psnr", -math.inf) > run.best_psnr:
+                    run.best_psnr = run.tracker.rows[-1]["psnr"]
+                    save_checkpoint(run.state_dict(), best_file)
+                if run.epoch % config.checkpoint_interval == 0:
+                    save_checkpoint(
+                        run.state_dict(), last_file.with_name(f"checkpoint_epoch_{run.epoch:04d}.pth")
+                    )
+            run.agree(stop)  # the others wait here for the validation
+        if writer is not None:
             save_checkpoint(run.state_dict(), last_file)
-            if stop.received is not None:
-                break
         if stop.received is not None:
-            save_checkpoint(run.state_dict(), last_file)
-            print(f"stopped after {run.step} steps; --resume auto goes on from here")
-            raise Interrupted(stop.received)
-    print(f"best PSNR in the hole: {run.best_psnr:.2f} dB, in {best_file}")
+            break
+    if writer is not None:
+        writer.close()
+    if stop.received is not None:
+        if run.rank == 0:
+            print(f"stopped after {run.step:,} steps; --resume auto goes on from here")
+        raise Interrupted(stop.received)
+    if run.rank == 0:
+        print(f"best PSNR in the hole: {run.best_psnr:.2f} dB, in {best_file}")
     return best_file
 
 
@@ -354,27 +392,33 @@ def train_epoch(
             continue
         progress = run.progress(len(loader))
         losses = train_step(run, network, criterion, group, progress)
-        num_images = sum(len(batch["image"]) for batch in group)
+        num_images = sum(len(batch["image"]) for batch in group) * run.num_processes
         elapsed, start = time.perf_counter() - start, time.perf_counter()
         run.batch, run.step = run.batch + len(group), run.step + 1
         run.images, run.elapsed_s = run.images + num_images, run.elapsed_s + elapsed
-        for name, value in losses.items():
+        for name, value in (losses | {"images": 1, "seconds": elapsed / num_images}).items():
             run.sums[name] = run.sums.get(name, 0.0) + value * num_images
-        run.sums["images"] = run.sums.get("images", 0) + num_images
-        run.sums["seconds"] = run.sums.get("seconds", 0.0) + elapsed
-
-        for name, value in losses.items():
-            writer.add_scalar("train/grad_norm" if name == "grad_norm" else f"loss/{name}", value, run.step)
-        for name, value in criterion.weights(progress).items():
-            writer.add_scalar(f"weight/{name}", value, run.step)
-        writer.add_scalar("train/lr", run.optimizer.param_groups[0]["lr"], run.step)
-        writer.add_scalar("train/images_per_s", num_images / elapsed, run.step)
+        if writer is not None:
+            log_step(run, losses, criterion.weights(progress), num_images / elapsed, writer)
         bar.update(len(group))
         bar.set_postfix(loss=f"{losses['total']:.4f}")
         group = []
+        run.agree(stop)
         if stop.received is not None or run.progress(len(loader)) >= 1:
             break
     bar.close()
+
+
+def log_step(
+    run: Run, losses: dict[str, float], weights: dict[str, float], images_per_s: float, writer: Any
+) -> None:
+    """Write one step's scalars for TensorBoard."""
+    for name, value in losses.items():
+        writer.add_scalar("train/grad_norm" if name == "grad_norm" else f"loss/{name}", value, run.step)
+    for name, value in weights.items():
+        writer.add_scalar(f"weight/{name}", value, run.step)
+    writer.add_scalar("train/lr", run.optimizer.param_groups[0]["lr"], run.step)
+    writer.add_scalar("train/images_per_s", images_per_s, run.step)
 
 
 def finish_epoch(run: Run, batches: int, val_loader: DataLoader, writer: Any, folder: Path) -> None:
@@ -384,6 +428,8 @@ def finish_epoch(run: Run, batches: int, val_loader: DataLoader, writer: Any, fo
     means = {name: value / num_images for name, value in sums.items()}
     finished = run.batch < batches or run.epoch + 1 == config.epochs or run.progress(batches) >= 1
     run.epoch, run.batch, run.sums = run.epoch + 1, 0, {}
+    if writer is None:
+        return
 
     validated = finished or run.epoch % config.val_interval == 0
     start = time.perf_counter()
@@ -415,33 +461,34 @@ def finish_epoch(run: Run, batches: int, val_loader: DataLoader, writer: Any, fo
     writer.flush()
 
 
-def make_loaders(config: Config, size: int) -> tuple[DataLoader, DataLoader]:
-    """Training images at `size` pixels, validation images at the configuration's own size."""
-    shared: dict[str, Any] = {
-        "coverage": config.mask_coverage,
-        "mask_root": config.mask_root,
-        "invert_mask": config.invert_mask,
-        "num_workers": config.num_workers,
-        "seed": config.seed,
-        "cache_dir": config.cache_dir or None,
-    }
+def make_loaders(run: Run) -> tuple[DataLoader, DataLoader]:
+    """Training images at the run's present size, validation images at the configuration's."""
+    config = run.config
     return get_dataloaders(
         config.train_root,
         config.val_root,
         config.batch_size,
-        size,
+        run.size,
         val_size=config.image_size,
         train_subset=config.train_subset or None,
         val_subset=config.val_subset or None,
-        **shared,
+        coverage=config.mask_coverage,
+        mask_root=config.mask_root,
+        invert_mask=config.invert_mask,
+        num_workers=config.num_workers,
+        seed=config.seed,
+        cache_dir=config.cache_dir or None,
+        rank=run.rank,
+        num_processes=run.num_processes,
     )
 
 
-def find_checkpoint(config: Config, last_file: Path) -> Path | None:
+def find_checkpoint(config: Config, folder: Path) -> Path | None:
     """The file that `--resume` names; None if it names none, or says `auto` and there is none yet."""
     if config.resume == "auto":
+        last_file = folder / "checkpoints" / "last.pth"
         return last_file if last_file.exists() else None
-    return Path(config.resume) if config.resume else None
+    return Path(config.resume).resolve() if config.resume else None
 
 
 def prepare_folder(folder: Path, config: Config, keep: bool) -> None:

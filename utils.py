@@ -13,6 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+import torch.distributed
 import torch.nn.functional as F
 
 CHECKPOINT_FORMAT = "msse-inpainting-1"
@@ -54,9 +55,26 @@ def select_device(name: str) -> torch.device:
     return device
 
 
+@contextlib.contextmanager
+def process_group() -> Iterator[tuple[int, int]]:
+    """Join the processes that `torchrun` started: (rank, number of processes); (0, 1) without it."""
+    num_processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if num_processes == 1:
+        yield 0, 1
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield torch.distributed.get_rank(), num_processes
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 def dilate(mask: torch.Tensor, width: int) -> torch.Tensor:
     """Grow the ones of a (B, 1, H, W) mask by `width` pixels in every direction (a square)."""
-    return F.max_pool2d(mask, 2 * width + 1, stride=1, padding=width)
+    rows = F.max_pool2d(mask, (2 * width + 1, 1), stride=1, padding=(width, 0))
+    return F.max_pool2d(rows, (1, 2 * width + 1), stride=1, padding=(0, width))
 
 
 def boundary_band(mask: torch.Tensor, width: int) -> torch.Tensor:

@@ -43,7 +43,12 @@ class SelfAttention(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.attention = MaskQueryCrossAttention(
-            channels=channels, context_channels=channels, num_heads=4, use_structure=False, scale=1
+            channels=channels,
+            context_channels=channels,
+            num_heads=4,
+            head_channels=channels // 4,
+            use_structure=False,
+            scale=1,
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

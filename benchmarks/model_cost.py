@@ -1,0 +1,151 @@
+"""What each preset's network costs: parameters, multiply-accumulates, time and memory by image size.
+
+Times are medians of interleaved rounds, per image. "× dense" is the time relative to a stack of plain 3×3
+convolutions (64 channels, ReLU between) with the same number of multiply-accumulates at the same
+image size, timed in the same rounds: how far the network is from the machine's best.
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from config import PRESETS, get_config
+from losses import InpaintingLoss
+from models import InpaintingNetwork
+from train import keep_freed_memory
+
+WIDTH = 64  # channels of the dense stack
+REDUCTION = 4  # it works at a quarter of the image's side, as much of the network does
+
+
+def inputs(size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """One image and a hole of a quarter of it."""
+    torch.manual_seed(0)
+    image = torch.rand(1, 3, size, size).to(memory_format=torch.channels_last)
+    mask = torch.zeros(1, 1, size, size)
+    mask[..., size // 4 : 3 * size // 4, size // 4 : 3 * size // 4] = 1
+    return image, mask
+
+
+def network_of(preset: str) -> InpaintingNetwork:
+    torch.manual_seed(0)
+    network = InpaintingNetwork(**get_config(preset).architecture())
+    return network.to(memory_format=torch.channels_last)
+
+
+def count_macs(function: Callable[[], object]) -> int:
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        function()
+    return counter.get_total_flops() // 2
+
+
+def dense_stack(macs: int, size: int) -> tuple[nn.Module, torch.Tensor]:
+    """Plain convolutions with about this many multiply-accumulates, and their input."""
+    side = size // REDUCTION
+    layers = max(1, round(macs / (9 * WIDTH**2 * side**2)))
+    pieces = [piece for _ in range(layers) for piece in (nn.Conv2d(WIDTH, WIDTH, 3, padding=1), nn.ReLU())]
+    stack = nn.Sequential(*pieces).to(memory_format=torch.channels_last)
+    return stack, torch.rand(1, WIDTH, side, side).to(memory_format=torch.channels_last)
+
+
+def medians(functions: list[Callable[[], object]], rounds: int) -> list[float]:
+    """The median seconds of each function, called in turn, after one unmeasured round."""
+    times: list[list[float]] = [[] for _ in functions]
+    for i in range(rounds + 1):
+        for each, function in zip(times, functions, strict=True):
+            start = time.perf_counter()
+            function()
+            if i:
+                each.append(time.perf_counter() - start)
+    return [statistics.median(each) for each in times]
+
+
+def peak_memory(preset: str, size: int, training: bool) -> float:
+    """Peak resident MiB of a fresh process that does one forward pass, or two training steps."""
+    command = [sys.executable, __file__, "--memory_of", preset, str(size), "train" if training else "forward"]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def use_memory(preset: str, size: int, mode: str) -> None:
+    """Do the work whose memory is measured, and print the peak less what the imports and weights took."""
+    import resource
+
+    image, mask = inputs(size)
+    network = network_of(preset)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(2):
+        if mode == "train":
+            InpaintingLoss()(network(image, mask), image, mask)["total"].backward()
+        else:
+            with torch.no_grad():
+                network(image, mask)
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+
+
+def measure(preset: str, size: int, rounds: int) -> str:
+    """One row of the table."""
+    network = network_of(preset)
+    criterion = InpaintingLoss()
+    image, mask = inputs(size)
+
+    def forward() -> None:
+        with torch.no_grad():
+            network(image, mask)
+
+    def train() -> None:
+        criterion(network(image, mask), image, mask)["total"].backward()
+
+    macs = count_macs(forward)
+    stack, features = dense_stack(macs, size)
+
+    def dense_forward() -> None:
+        with torch.no_grad():
+            stack(features)
+
+    def dense_train() -> None:
+        stack(features).mean().backward()
+
+    times = medians([forward, dense_forward, train, dense_train], rounds)
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    cells = [preset, str(size), f"{parameters / 1e6:.2f} M", f"{macs / 1e9:.2f}"]
+    cells += [f"{times[0] * 1e3:.0f} ms", f"{times[0] / times[1]:.1f}"]
+    cells += [f"{times[2] * 1e3:.0f} ms", f"{times[2] / times[3]:.1f}"]
+    cells += [f"{peak_memory(preset, size, training):.0f} MiB" for training in (False, True)]
+    return "| " + " | ".join(cells) + " |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--presets", nargs="+", default=list(PRESETS), choices=PRESETS)
+    parser.add_argument("--sizes", nargs="+", type=int, default=[64, 128, 256, 512], metavar="PIXELS")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--memory_of", nargs=3, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    torch.set_flush_denormal(True)
+    if args.memory_of:
+        use_memory(args.memory_of[0], int(args.memory_of[1]), args.memory_of[2])
+        return
+    keep_freed_memory()
+    print(
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, medians of {args.rounds}, batch of 1\n"
+    )
+    print("| preset | size | parameters | GMAC | forward | × dense | training step | × dense |", end=" ")
+    print("forward memory | training memory |")
+    print("|" + "---|" * 10)
+    for preset in args.presets:
+        for size in args.sizes:
+            print(measure(preset, size, args.rounds), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,303 @@
+"""The scripts as a user calls them: what they write, what they say of mistakes, and their exit status."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import REPOSITORY, photograph
+from PIL import Image
+
+import test as evaluation
+import train
+
+SMALL = ["--base_channels=4", "--bottleneck_depth=1", "--image_size=32", "--num_workers=0", "--device=cpu"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    argv = [
+        "--config=debug",
+        "--epochs=1",
+        "--train_subset=4",
+        "--val_subset=2",
+        f"--save_dir={folder}",
+        *SMALL,
+    ]
+    assert train.main(argv, prog="quick_train.py", presets=True) == 0
+    return folder / "checkpoints" / "best_model.pth"
+
+
+def run_script(*argv: str, **changes: object) -> subprocess.CompletedProcess[str]:
+    arguments: dict = {"cwd": REPOSITORY, "capture_output": True, "text": True, "timeout": 300}
+    return subprocess.run([sys.executable, *argv], **(arguments | changes))
+
+
+@pytest.mark.parametrize("script", ["train.py", "quick_train.py", "test.py"])
+def test_every_script_explains_itself_and_refuses_nonsense_in_one_line(script: str) -> None:
+    helped = run_script(script, "--help")
+    assert helped.returncode == 0 and "--save_dir" in helped.stdout
+    refused = run_script(script, "--nonsense")
+    assert refused.returncode == 2
+    assert refused.stderr.startswith(f"{script}: error: ") and refused.stderr.count("\n") == 1
+
+
+ROOTS = ["--train_root=sample", "--val_root=sample"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["--no_structure_encoder", "--lambda_corner", "0.0"],
+        ["--lambda_corner", "0.0"],
+        ["--no_structure_encoder"],
+        ["--train_subset", "4", "--val_subset", "2"],
+        ["--amp", "--accumulate=2", "--no_channels_last", "--progressive=16:0.5"],
+    ],
+)
+def test_the_readmes_training_commands_run_small(changes: list[str], tmp_path: Path) -> None:
+    argv = [
+        "--config",
+        "default",
+        *ROOTS,
+        "--epochs=1",
+        "--train_subset=4",
+        "--val_subset=2",
+        *SMALL,
+        *changes,
+    ]
+    assert train.main([*argv, f"--save_dir={tmp_path / 'run'}"], prog="quick_train.py", presets=True) == 0
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["use_structure_encoder"] is ("--no_structure_encoder" not in changes)
+
+
+@pytest.mark.parametrize("preset", ["high_quality", "fast", "large", "small_gpu"])
+def test_every_preset_starts(preset: str, tmp_path: Path) -> None:
+    argv = ["--config", preset, *ROOTS, "--epochs=1", "--train_subset=2", "--val_subset=1", "--batch_size=2"]
+    argv += ["--image_size=32", "--num_workers=0", "--device=cpu", f"--save_dir={tmp_path / 'run'}"]
+    shared = REPOSITORY.parent / "shared" / "backbones"
+    if preset == "high_quality":
+        if not shared.exists():
+            pytest.skip("no backbone weights at hand")
+        argv += [f"--vgg_weights={shared / 'vgg16_features.pth'}"]
+        argv += [f"--lpips_weights={shared / 'alexnet_features.pth'}"]
+    assert train.main(argv, prog="quick_train.py", presets=True) == 0
+
+
+def test_a_folder_is_scored(
+    checkpoint: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    save = tmp_path / "results"
+    argv = ["--checkpoint", str(checkpoint), "--test_root", str(folder), "--save_dir", str(save)]
+    assert evaluation.main([*argv, "--batch_size=4", "--save_attention"]) == 0
+    names = {f"picture{i}" for i in range(6)}
+    assert {p.stem for p in (save / "outputs").iterdir()} == names
+    assert {p.stem for p in (save / "attention").iterdir()} == names
+    rows = list(csv.DictReader((save / "metrics.csv").open()))
+    assert {row["name"] for row in rows} == names
+    assert all(0.08 <= float(row["hole_ratio"]) <= 0.42 for row in rows)
+    summary = json.loads((save / "metrics.json").read_text())
+    assert summary["images"] == 6 and summary["image_size"] == 32
+    assert summary["output"]["psnr"] == pytest.approx(np.mean([float(row["psnr"]) for row in rows]), abs=1e-6)
+    assert summary["telea"]["psnr"] == pytest.approx(
+        np.mean([float(row["telea_psnr"]) for row in rows]), abs=1e-6
+    )
+    assert Image.open(save / "test_results.png").width == 6 * 34 + 2
+    assert "telea" in capsys.readouterr().out
+    # the same masks and scores whatever the batches
+    assert evaluation.main([*argv[:-1], str(tmp_path / "again"), "--batch_size=1"]) == 0
+    again = json.loads((tmp_path / "again" / "metrics.json").read_text())
+    assert again["output"] == pytest.approx(summary["output"], abs=1e-5)
+
+
+def test_masks_of_a_folder_are_used(checkpoint: Path, folder: Path, tmp_path: Path) -> None:
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    hole = np.zeros((32, 32), np.uint8)
+    hole[:16] = 255
+    Image.fromarray(hole).save(masks / "half.png")
+    argv = ["--checkpoint", str(checkpoint), "--test_root", str(folder), "--save_dir", str(tmp_path / "r")]
+    assert evaluation.main([*argv, "--mask_root", str(masks)]) == 0
+    rows = list(csv.DictReader((tmp_path / "r" / "metrics.csv").open()))
+    assert {float(row["hole_ratio"]) for row in rows} == {0.5}
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> tuple[Path, Path]:
+    """A picture of odd size and its mask."""
+    Image.fromarray(photograph(45, 61)).save(tmp_path / "photo.png")
+    hole = np.zeros((45, 61), np.uint8)
+    hole[10:30, 20:50] = 255
+    Image.fromarray(hole).save(tmp_path / "hole.png")
+    return tmp_path / "photo.png", tmp_path / "hole.png"
+
+
+def test_one_image_is_filled_and_nothing_else_touched(
+    checkpoint: Path, photo: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    image, mask = photo
+    argv = ["--checkpoint", str(checkpoint), "--image_path", str(image), "--mask_path", str(mask)]
+    assert evaluation.main([*argv, "--save_dir", str(tmp_path / "out")]) == 0
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"photo.png"}
+    before, after = np.asarray(Image.open(image)), np.asarray(Image.open(tmp_path / "out" / "photo.png"))
+    hole = np.asarray(Image.open(mask)) > 0
+    assert np.array_equal(before[~hole], after[~hole])
+    assert not np.array_equal(before[hole], after[hole])
+
+    argv += ["--gt_path", str(image), "--save_attention", "--save_dir", str(tmp_path / "scored")]
+    assert evaluation.main(argv) == 0
+    names = {str(p.relative_to(tmp_path / "scored")) for p in (tmp_path / "scored").rglob("*.png")}
+    assert names == {"photo.png", "test_results.png", "attention/photo.png"}
+    scores = json.loads((tmp_path / "scored" / "metrics.json").read_text())["output"]
+    assert 5 < scores["psnr"] < 60
+    inverted = [*argv[:6], "--invert_mask", "--save_dir", str(tmp_path / "inverted")]
+    assert evaluation.main(inverted) == 0
+    after = np.asarray(Image.open(tmp_path / "inverted" / "photo.png"))
+    assert np.array_equal(before[hole], after[hole])
+
+
+def test_the_content_under_the_hole_does_not_matter(
+    checkpoint: Path, photo: tuple[Path, Path], tmp_path: Path
+) -> None:
+    image, mask = photo
+    pixels, hole = np.array(Image.open(image)), np.asarray(Image.open(mask)) > 0
+    pixels[hole] = 255
+    Image.fromarray(pixels).save(tmp_path / "white.png")
+    results = []
+    for path in (image, tmp_path / "white.png"):
+        argv = ["--checkpoint", str(checkpoint), "--image_path", str(path), "--mask_path", str(mask)]
+        assert evaluation.main([*argv, "--save_dir", str(tmp_path / "out")]) == 0
+        results.append(np.asarray(Image.open(tmp_path / "out" / f"{path.stem}.png")))
+    assert np.array_equal(*results)
+
+
+MISTAKES = {
+    "no checkpoint": (["--checkpoint", "none.pth"], "--checkpoint: no such file: none.pth"),
+    "not a checkpoint": (["--checkpoint", "IMAGE"], "--checkpoint: not a readable checkpoint"),
+    "no image": (["--image_path", "none.png"], "--image_path: no such file: none.png"),
+    "no mask": (["--mask_path", "none.png"], "--mask_path: no such file: none.png"),
+    "not an image": (["--image_path", "TEXT"], "--image_path: not a readable image"),
+    "other size": (["--mask_path", "SMALL"], "--mask_path: is 9×9 pixels, but the image is 61×45"),
+    "both modes": (["--test_root", "sample"], "exactly one of them is required"),
+    "no mode": (["--image_path", ""], "exactly one of them is required"),
+    "mask forgotten": (["--mask_path", ""], "--mask_path: required with --image_path"),
+    "coverage": (["--mask_coverage", "0.5", "0.1"], "--mask_coverage: must be two shares"),
+    "size": (["--image_size", "4"], "--image_size: must be at least 16"),
+    "seed": (["--seed", "-1"], "--seed: must be at least 0"),
+    "large seed": (["--seed", "5000000000"], "--seed: must be below 2^32"),
+    "device": (["--device", "gpu"], "--device: no such device: gpu"),
+    "overwriting": (["--save_dir", "FOLDER"], "would overwrite an input"),
+    "file for a folder": (["--save_dir", "TEXT"], "--save_dir: cannot write"),
+    "no truth": (["--gt_path", "none.png"], "--gt_path: no such file"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_line_and_status_2(
+    name: str, checkpoint: Path, photo: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    image, mask = photo
+    (tmp_path / "text.png").write_text("text")
+    Image.fromarray(photograph(9, 9)).save(tmp_path / "small.png")
+    changes, message = MISTAKES[name]
+    files = {
+        "IMAGE": image,
+        "TEXT": tmp_path / "text.png",
+        "SMALL": tmp_path / "small.png",
+        "FOLDER": tmp_path,
+    }
+    argv = ["--checkpoint", str(checkpoint), "--image_path", str(image), "--mask_path", str(mask)]
+    argv += ["--save_dir", str(tmp_path / "out"), *(str(files.get(each, each)) for each in changes)]
+    capsys.readouterr()
+    assert evaluation.main(argv) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("test.py: error: ") and captured.err.count("\n") == 1
+    assert message in captured.err
+    assert not list((tmp_path / "out").glob("*")) if (tmp_path / "out").exists() else True
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["--config=tiny"], "--config: no such preset: tiny"),
+        (["--train_root=none"], "--train_root: no such folder: none"),
+        (["--resume=none.pth"], "--resume: no such file"),
+        (["--mask_root=none"], "--mask_root: no such folder"),
+        (["--cache_dir=README.md"], "--cache_dir: cannot keep decoded images"),
+        (["--lambda_perceptual=1", "--vgg_weights=none"], "--vgg_weights: no such file: none"),
+    ],
+)
+def test_a_training_mistake_is_one_line_and_writes_nothing(
+    changes: list[str],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    argv = ["--config=debug", "--train_subset=2", "--val_subset=1", *SMALL, f"--save_dir={tmp_path / 'run'}"]
+    assert train.main([*argv, *changes], prog="quick_train.py", presets=True) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("quick_train.py: error: ") and captured.err.count("\n") == 1
+    assert message in captured.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_lpips_is_scored_with_a_local_file(checkpoint: Path, tmp_path: Path) -> None:
+    weights = REPOSITORY.parent / "shared" / "backbones" / "alexnet_features.pth"
+    if not weights.exists():
+        pytest.skip("no AlexNet weights at hand")
+    argv = ["--checkpoint", str(checkpoint), "--test_root=sample", "--max_images=2", "--image_size=64"]
+    argv += ["--use_lpips", f"--lpips_weights={weights}", f"--save_dir={tmp_path}"]
+    assert evaluation.main(argv) == 0
+    summary = json.loads((tmp_path / "metrics.json").read_text())
+    assert summary["output"]["lpips"] > 0 and summary["telea"]["lpips"] > 0
+
+
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_sets_the_status(signum: int, status: int, tmp_path: Path) -> None:
+    argv = [
+        "quick_train.py",
+        "--config=debug",
+        "--epochs=1000",
+        "--train_subset=20",
+        "--val_subset=1",
+        *SMALL,
+    ]
+    process = subprocess.Popen(
+        [sys.executable, *argv, f"--save_dir={tmp_path / 'run'}"],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run" / "checkpoints" / "last.pth").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signum)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert "--resume auto goes on from here" in output
+    state = torch.load(tmp_path / "run" / "checkpoints" / "last.pth", weights_only=True)
+    assert state["counters"]["step"] > 0
+
+
+def test_torchrun_shares_the_images_between_processes(tmp_path: Path) -> None:
+    argv = ["train.py", *ROOTS, "--epochs=1", "--train_subset=9", "--val_subset=3", "--batch_size=2", *SMALL]
+    result = run_script(
+        *("-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"),
+        *argv,
+        f"--save_dir={tmp_path / 'run'}",
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    rows = list(csv.DictReader((tmp_path / "run" / "metrics.csv").open()))
+    assert (rows[0]["images"], rows[0]["step"]) == ("8", "2")  # 2 processes × 2 images × 2 steps
+    assert result.stdout.count("training and") == 1

@@ -1,0 +1,190 @@
+import math
+
+import pytest
+import torch
+from conftest import SHARED
+
+from losses import (
+    CornerDetector,
+    InpaintingLoss,
+    LaplacianEdgeDetector,
+    PerceptualLoss,
+    SobelEdgeDetector,
+    color_statistics,
+    loss_weights,
+    masked_l1,
+)
+
+Batch = tuple[torch.Tensor, torch.Tensor]
+TERMS = ("coarse", "refine", "edge", "corner", "color")
+
+
+def outputs_of(image: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {"coarse": image, "refined": image, "output": image}
+
+
+def step_edge(angle: float, size: int = 33) -> torch.Tensor:
+    """A smooth straight edge through the centre, its normal at `angle`: (1, 1, size, size)."""
+    y, x = torch.meshgrid(torch.arange(size) - size // 2, torch.arange(size) - size // 2, indexing="ij")
+    distance = x * math.cos(angle) + y * math.sin(angle)
+    return torch.sigmoid(distance / 1.5)[None, None]
+
+
+def test_sobel_of_a_ramp_is_its_slope() -> None:
+    ramp = 0.25 * torch.arange(9.0).expand(1, 1, 9, 9)
+    dx, dy = SobelEdgeDetector()(ramp)[0, 0, :, 1:-1, 1:-1]
+    assert torch.allclose(dx, torch.full_like(dx, 0.25))
+    assert dy.abs().max() == 0
+
+
+def test_laplacian_is_that_of_a_parabola_and_ignores_ramps() -> None:
+    y, x = torch.meshgrid(torch.arange(9.0), torch.arange(9.0), indexing="ij")
+    inner = (slice(None), slice(None), slice(1, -1), slice(1, -1))
+    laplacian = LaplacianEdgeDetector()
+    assert torch.allclose(laplacian((x**2 + 2 * y**2)[None, None])[inner], torch.tensor(6.0), atol=1e-3)
+    assert laplacian((3 * x - y)[None, None])[inner].abs().max() < 1e-4
+
+
+def test_the_laplacian_kernel_is_the_isotropic_nine_point_one() -> None:
+    impulse = torch.zeros(1, 1, 5, 5)
+    impulse[..., 2, 2] = 1
+    expected = torch.tensor([[1.0, 4, 1], [4, -20, 4], [1, 4, 1]]) / 6
+    assert torch.allclose(LaplacianEdgeDetector()(impulse)[0, 0, 1:4, 1:4], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("degrees", [0, 90, 20, 45, 70])
+def test_corners_answer_and_straight_edges_do_not(degrees: float) -> None:
+    detector = CornerDetector()
+    angle = math.radians(degrees)
+    edge = step_edge(angle)
+    corner = edge * step_edge(angle + math.pi / 2)
+    middle = (0, 0, slice(8, 25), slice(8, 25))
+    at_edge = detector(edge)[middle].abs().max()
+    at_corner = detector(corner)[middle].abs().max()
+    assert at_corner > 4 * at_edge
+    # an ordinary edge detector cannot tell them apart
+    gradient = [SobelEdgeDetector()(x).norm(dim=2)[middle].max() for x in (edge, corner)]
+    assert gradient[1] < 1.2 * gradient[0]
+
+
+def test_equal_images_cost_nothing_and_every_term_sees_a_difference(batch: Batch) -> None:
+    image, mask = batch
+    criterion = InpaintingLoss()
+    assert all(loss == 0 for loss in criterion(outputs_of(image), image, mask).values())
+    noisy = (image + 0.1 * torch.randn_like(image) * mask).clamp(0, 1)
+    losses = criterion(outputs_of(noisy), image, mask)
+    assert set(losses) == {"total", *TERMS}
+    assert all(losses[term] > 0 for term in TERMS)
+
+
+def test_l1_terms_are_means_over_the_hole() -> None:
+    target = torch.zeros(1, 3, 16, 16)
+    mask = torch.zeros(1, 1, 16, 16)
+    mask[..., 4:8, 4:8] = 1
+    pred = {"coarse": target + 0.5, "refined": target + 0.25, "output": target + 0.25 * mask}
+    losses = InpaintingLoss()(pred, target, mask)
+    assert losses["coarse"].item() == pytest.approx(0.5)
+    assert losses["refine"].item() == pytest.approx(0.25)
+
+
+def test_the_color_term_is_the_difference_of_means_and_deviations() -> None:
+    target = torch.full((1, 3, 20, 20), 0.4)
+    mask = torch.zeros(1, 1, 20, 20)
+    mask[..., 10:] = 1
+    losses = InpaintingLoss(boundary_width=3)(outputs_of(target + 0.2 * mask), target, mask)
+    # the rim is half known (difference 0) and half missing (0.2): Δμ = 0.1, Δσ = 0.1
+    assert losses["color"].item() == pytest.approx(0.2, abs=2e-3)
+
+
+@pytest.mark.parametrize("term", TERMS)
+def test_the_weight_of_each_term_counts(term: str, batch: Batch) -> None:
+    image, mask = batch
+    noisy = outputs_of((image + 0.1 * mask * torch.randn_like(image)).clamp(0, 1))
+    alone = {f"lambda_{name}": 2.0 if name == term else 0.0 for name in TERMS}
+    losses = InpaintingLoss(**alone)(noisy, image, mask, epoch=10, total_epochs=10)
+    weight = loss_weights(1.0, coarse=2, refine=2, edge=2, corner=2, color=2)[term]
+    assert losses["total"].item() == pytest.approx(weight * losses[term].item(), rel=1e-5)
+
+
+def test_the_schedule_is_the_readmes() -> None:
+    lambdas = {"coarse": 1.0, "refine": 1.0, "edge": 0.5, "corner": 0.3, "color": 0.5}
+    assert loss_weights(0.0, **lambdas) == pytest.approx(
+        {"coarse": 1.0, "refine": 1.0, "edge": 0.25, "corner": 0.09, "color": 0.25}
+    )
+    assert loss_weights(1.0, **lambdas) == pytest.approx(
+        {"coarse": 0.5, "refine": 1.0, "edge": 0.5, "corner": 0.3, "color": 0.5}
+    )
+    assert InpaintingLoss().weights(0.5)["corner"] == pytest.approx(0.3 * 0.65)
+
+
+def test_an_image_weighs_the_same_whatever_its_hole_and_company(batch: Batch) -> None:
+    image, mask = batch
+    noisy = outputs_of((image + 0.2 * mask).clamp(0, 1))
+    criterion = InpaintingLoss()
+    together = criterion(noisy, image, mask)
+    alone = [
+        criterion({k: v[i : i + 1] for k, v in noisy.items()}, image[i : i + 1], mask[i : i + 1])
+        for i in range(2)
+    ]
+    for name, value in together.items():
+        assert value.item() == pytest.approx((alone[0][name] + alone[1][name]).item() / 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_empty_and_full_holes_have_finite_gradients(value: float) -> None:
+    mask = torch.full((1, 1, 16, 16), value)
+    pred = torch.full((1, 3, 16, 16), 0.5, requires_grad=True)
+    losses = InpaintingLoss()(outputs_of(pred), torch.full((1, 3, 16, 16), 0.5), mask)
+    losses["total"].backward()
+    assert pred.grad is not None and pred.grad.isfinite().all()
+    assert losses["total"].isfinite()
+
+
+def test_the_rim_and_nothing_else_is_seen_by_edge_and_corner() -> None:
+    mask = torch.zeros(1, 1, 40, 40)
+    mask[..., 15:25, 15:25] = 1
+    target = torch.rand(1, 3, 40, 40)
+    far = target.clone()
+    far[..., :6, :] += 0.5  # more than 5 + 1 pixels from the hole
+    losses = InpaintingLoss()(outputs_of(far), target, mask)
+    assert losses["edge"] == 0 and losses["corner"] == 0 and losses["color"] == 0
+
+
+def test_masked_l1_ignores_what_is_outside() -> None:
+    region = torch.zeros(1, 1, 4, 4)
+    region[..., 0, 0] = 1
+    pred = torch.ones(1, 3, 4, 4)
+    assert masked_l1(pred, torch.zeros_like(pred), region).item() == 1
+    assert masked_l1(pred, torch.zeros_like(pred), torch.zeros_like(region)).item() == 0
+
+
+def test_color_statistics_are_those_of_the_region(batch: Batch) -> None:
+    image, mask = batch
+    statistics = color_statistics(image, mask)
+    pixels = image[0][:, mask[0, 0] > 0].double()
+    expected = torch.cat([pixels.mean(dim=1), pixels.std(dim=1, unbiased=False)])
+    assert torch.allclose(statistics[0].double(), expected, atol=1e-4)
+
+
+def test_the_perceptual_loss_trains_with_real_features() -> None:
+    weights = SHARED / "backbones" / "vgg16_features.pth"
+    if not weights.exists():
+        pytest.skip("no VGG16 weights at hand")
+    torch.manual_seed(0)
+    target = torch.rand(1, 3, 32, 32)
+    pred = torch.rand(1, 3, 32, 32, requires_grad=True)
+    loss = PerceptualLoss(str(weights))
+    assert loss(target, target).item() == 0
+    optimizer = torch.optim.Adam([pred], lr=0.02)
+    values = []
+    for _ in range(8):
+        optimizer.zero_grad()
+        value = loss(pred, target).sum()
+        value.backward()
+        optimizer.step()
+        values.append(value.item())
+    assert values[-1] < 0.9 * values[0]
+    assert not any(parameter.requires_grad for parameter in loss.parameters())
+    criterion = InpaintingLoss(lambda_perceptual=0.5, vgg_weights=str(weights))
+    losses = criterion(outputs_of(pred.detach()), target, torch.ones(1, 1, 32, 32))
+    assert losses["perceptual"] > 0 and criterion.weights(0.7)["perceptual"] == 0.5

@@ -1,0 +1,178 @@
+import numpy as np
+import pytest
+import torch
+from conftest import SHARED, photograph
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from metrics import MAX_PSNR, MetricsCalculator, boundary_psnr, l1, lpips_score, psnr, ssim
+from utils import UserError
+
+Batch = tuple[torch.Tensor, torch.Tensor]
+
+
+def pair(height: int, width: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A picture and a noisy copy, (1, 3, height, width) in [0, 1]."""
+    target = photograph(height, width, seed).astype(np.float32) / 255
+    noise = np.random.default_rng(seed).normal(0, 0.1, target.shape)
+    pred = (target + noise).clip(0, 1).astype(np.float32)
+    return tuple(torch.from_numpy(x.transpose(2, 0, 1)[None].copy()) for x in (pred, target))  # type: ignore
+
+
+def numpy_image(x: torch.Tensor) -> np.ndarray:
+    return x[0].permute(1, 2, 0).double().numpy()
+
+
+@pytest.mark.parametrize("size", [(11, 11), (37, 51), (64, 64)])
+def test_psnr_and_ssim_equal_scikit_images_on_full_masks(size: tuple[int, int]) -> None:
+    for seed in range(3):
+        pred, target = pair(*size, seed)
+        a, b = numpy_image(pred), numpy_image(target)
+        assert psnr(pred, target).item() == pytest.approx(
+            peak_signal_noise_ratio(b, a, data_range=1), abs=1e-5
+        )
+        expected = structural_similarity(
+            a, b, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1, channel_axis=2
+        )
+        assert ssim(pred, target).item() == pytest.approx(expected, abs=1e-5)
+        assert ssim(pred, target, torch.ones(1, 1, *size)).item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_ssim_of_black_and_white_keeps_its_digits() -> None:
+    target = torch.zeros(1, 3, 48, 48)
+    target[..., 24:] = 1
+    pred = (target + 0.01 * torch.randn(1, 3, 48, 48, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
+    expected = structural_similarity(
+        numpy_image(pred),
+        numpy_image(target),
+        gaussian_weights=True,
+        sigma=1.5,
+        use_sample_covariance=False,
+        data_range=1,
+        channel_axis=2,
+    )
+    assert ssim(pred, target).item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_ssim_over_a_hole_is_the_mean_of_scikit_images_map() -> None:
+    pred, target = pair(40, 52, 1)
+    mask = torch.zeros(1, 1, 40, 52)
+    mask[..., 2:20, 30:] = 1  # reaches into the border, where windows are cut
+    _, similarity = structural_similarity(
+        numpy_image(pred),
+        numpy_image(target),
+        gaussian_weights=True,
+        sigma=1.5,
+        use_sample_covariance=False,
+        data_range=1,
+        channel_axis=2,
+        full=True,
+    )
+    assert ssim(pred, target, mask).item() == pytest.approx(similarity[5:20, 30:-5].mean(), abs=1e-5)
+    border = torch.zeros(1, 1, 40, 52)
+    border[..., :3, :] = 1  # nothing else is missing
+    assert -1 <= ssim(pred, target, border).item() <= 1
+
+
+def test_psnr_by_hand() -> None:
+    target = torch.zeros(2, 3, 2, 2)
+    mask = torch.tensor([[[[1.0, 1.0], [0.0, 0.0]]], [[[1.0, 0.0], [0.0, 0.0]]]])
+    pred = target.clone()
+    pred[0, :, 0, 0] = 0.1  # MSE over the two missing pixels: 0.005
+    pred[1] = 0.5  # 0.25
+    assert psnr(pred, target, mask).tolist() == pytest.approx([23.0103, 6.0206], abs=1e-3)
+    assert psnr(255 * pred, 255 * target, mask, data_range=255)[1].item() == pytest.approx(6.0206, abs=1e-3)
+    assert l1(pred, target, mask).tolist() == pytest.approx([0.05, 0.5])
+
+
+def test_equal_images_and_empty_holes_get_the_best_value() -> None:
+    pred, target = pair(20, 20, 0)
+    empty = torch.zeros(1, 1, 20, 20)
+    for metric, best in ((psnr, MAX_PSNR), (ssim, 1.0), (l1, 0.0), (boundary_psnr, MAX_PSNR)):
+        assert metric(target, target, 1 - empty).item() == pytest.approx(best, abs=1e-6)
+        assert metric(pred, target, empty).item() == best
+
+
+def test_small_images_have_an_ssim() -> None:
+    for size in ((1, 1), (3, 9), (6, 6)):
+        x = torch.rand(1, 3, *size)
+        assert ssim(x, x).item() == pytest.approx(1)
+        assert torch.isfinite(ssim(x, torch.rand(1, 3, *size)))
+
+
+def test_boundary_psnr_counts_missing_pixels_near_known_ones_alone() -> None:
+    target = torch.zeros(1, 3, 40, 40)
+    mask = torch.zeros(1, 1, 40, 40)
+    mask[..., 20:] = 1
+    pred = target.clone()
+    pred[..., :20] = 1  # known side: must not count
+    pred[..., 25:] = 1  # sixth missing column and on: too far
+    assert boundary_psnr(pred, target, mask).item() == MAX_PSNR
+    pred[..., 24] = 0.5  # the fifth: one of five columns
+    assert boundary_psnr(pred, target, mask).item() == pytest.approx(10 * np.log10(5 / 0.25), abs=1e-4)
+    assert boundary_psnr(pred, target, mask, boundary_width=4).item() == MAX_PSNR
+    assert boundary_psnr(pred, target, torch.ones_like(mask)).item() == MAX_PSNR  # no rim
+
+
+def test_the_means_do_not_depend_on_the_batches() -> None:
+    pairs = [pair(24, 24, seed) for seed in range(5)]
+    pred, target = (torch.cat(each) for each in zip(*pairs, strict=True))
+    mask = (torch.rand(5, 1, 24, 24, generator=torch.Generator().manual_seed(0)) > 0.6).float()
+    results = []
+    for size in (1, 2, 5):
+        calculator = MetricsCalculator()
+        for start in range(0, 5, size):
+            part = slice(start, start + size)
+            calculator.update(pred[part], target[part], mask[part])
+        results.append(calculator.compute())
+    for other in results[1:]:
+        assert other == pytest.approx(results[0], abs=1e-6)
+    assert results[0]["psnr"] == pytest.approx(psnr(pred, target, mask).mean().item(), abs=1e-5)
+
+
+def test_images_without_a_hole_or_a_rim_do_not_count() -> None:
+    pred, target = pair(24, 24, 0)
+    hole = torch.zeros(1, 1, 24, 24)
+    hole[..., :12] = 1
+    calculator = MetricsCalculator()
+    calculator.update(pred, target, hole)
+    alone = calculator.compute()
+    calculator.update(pred, target, torch.zeros_like(hole))
+    assert calculator.compute()["psnr"] == alone["psnr"]
+    calculator.update(pred, target, torch.ones_like(hole))
+    assert calculator.compute()["boundary_psnr"] == alone["boundary_psnr"]
+    assert calculator.compute()["psnr"] != alone["psnr"]
+    nothing = MetricsCalculator()
+    assert nothing.compute() == {}
+    nothing.update(pred, target, torch.zeros_like(hole))
+    assert nothing.compute()["psnr"] == MAX_PSNR
+
+
+def test_lpips_equals_the_packages_own_network() -> None:
+    weights = SHARED / "backbones" / "alexnet_features.pth"
+    lpips = pytest.importorskip("lpips")
+    if not weights.exists():
+        pytest.skip("no AlexNet weights at hand")
+    pred, target = pair(64, 64, 0)
+    score = lpips_score(pred, target, str(weights))
+    assert score.shape == (1,)
+    assert lpips_score(target, target, str(weights)).item() == 0
+    trunk = torch.load(weights, weights_only=True)
+    reference = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False).eval()
+    names = {
+        f"net.slice{k}.{n}.{kind}": trunk[f"features.{n}.{kind}"]
+        for k, n in enumerate((0, 3, 6, 8, 10), start=1)
+        for kind in ("weight", "bias")
+    }
+    assert not reference.load_state_dict(names, strict=False).unexpected_keys
+    with torch.no_grad():
+        expected = reference(2 * pred - 1, 2 * target - 1).item()
+    assert score.item() == pytest.approx(expected, abs=1e-6)
+    calculator = MetricsCalculator(use_lpips=True, lpips_weights=str(weights))
+    calculator.update(pred, target, torch.ones(1, 1, 64, 64))
+    assert calculator.compute()["lpips"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_lpips_of_tiny_images_is_refused() -> None:
+    x = torch.rand(1, 3, 16, 40)
+    with pytest.raises(UserError, match="at least 32×32 pixels, got 40×16"):
+        lpips_score(x, x)

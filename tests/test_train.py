@@ -1,0 +1,257 @@
+import csv
+import dataclasses
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import REPOSITORY, photograph
+from PIL import Image
+
+import train as train_module
+from config import Config, get_config
+from losses import InpaintingLoss
+from train import FINAL_LR, Interrupted, Run, ema_update, lr_factor, main, train, train_step
+from utils import UserError, load_checkpoint
+
+
+@pytest.fixture
+def config(folder: Path, tmp_path: Path) -> Config:
+    return get_config(
+        "debug",
+        base_channels=4,
+        bottleneck_depth=1,
+        epochs=3,
+        image_size=32,
+        train_root=str(folder),
+        val_root=str(folder),
+        save_dir=str(tmp_path / "run"),
+        val_subset=3,
+        device="cpu",
+    )
+
+
+def state_of(folder: Path, name: str = "last.pth") -> dict[str, Any]:
+    return load_checkpoint(folder / "checkpoints" / name, "--resume")
+
+
+def assert_same(a: Any, b: Any, where: str = "") -> None:
+    """Equal to the bit, all the way down; times apart."""
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            if key not in ("elapsed_s", "seconds", "images_per_s", "config"):
+                assert_same(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, list):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, f"{where}[{i}]")
+    else:
+        assert a == b, where
+
+
+def test_the_learning_rate_rises_then_falls_to_one_percent() -> None:
+    assert 0 < lr_factor(0, 0.1) < 0.02
+    assert lr_factor(0.1, 0.1) == pytest.approx(1)
+    assert lr_factor(0.55, 0.1) == pytest.approx((1 + FINAL_LR) / 2)
+    assert lr_factor(1, 0.1) == pytest.approx(FINAL_LR)
+    assert lr_factor(0, 0) == 1
+
+
+def test_the_average_forgets_its_first_steps() -> None:
+    update = ema_update(0.9)
+    averaged, current = [torch.zeros(2)], [torch.ones(2)]
+    update(averaged, current, torch.tensor(0))
+    assert averaged[0].tolist() == pytest.approx([0.9, 0.9])
+    update([average := torch.zeros(1)], [torch.ones(1)], torch.tensor(10**6))
+    assert average.item() == pytest.approx(0.1)
+
+
+def test_a_run_leaves_what_the_readme_promises(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    config = dataclasses.replace(config, checkpoint_interval=2, val_interval=2)
+    best = train(config)
+    folder = Path(config.save_dir)
+    names = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+    expected = {"config.json", "metrics.csv"}
+    expected |= {f"checkpoints/{n}.pth" for n in ("best_model", "last", "checkpoint_epoch_0002")}
+    expected |= {f"visualizations/{n}.png" for n in ("loss", "val_metrics", "output")}
+    expected |= {f"visualizations/epoch_000{e}_{n}.png" for e in (2, 3) for n in ("comparison", "attention")}
+    events = {name for name in names if name.startswith("logs/")}
+    assert names - events == expected and len(events) == 1
+    assert best == folder / "checkpoints" / "best_model.pth"
+    rows = list(csv.DictReader((folder / "metrics.csv").open()))
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    assert [bool(row["psnr"]) for row in rows] == [False, True, True]  # the last is always validated
+    state = state_of(folder)
+    assert state["architecture"]["base_channels"] == 4
+    assert state["counters"]["epoch"] == 3 and state["counters"]["step"] == 9
+    assert "best PSNR in the hole" in capsys.readouterr().out
+
+
+def test_tensorboard_gets_every_scalar_and_picture(config: Config) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(dataclasses.replace(config, epochs=1))
+    events = EventAccumulator(str(Path(config.save_dir) / "logs"))
+    events.Reload()
+    terms = ("coarse", "refine", "edge", "corner", "color")
+    expected = {f"loss/{t}" for t in ("total", *terms)} | {f"weight/{t}" for t in terms}
+    expected |= {f"train/{n}" for n in ("lr", "grad_norm", "images_per_s")}
+    expected |= {f"val/{n}" for n in ("psnr", "ssim", "boundary_psnr", "l1", "psnr_full", "ssim_full")}
+    assert set(events.Tags()["scalars"]) == expected
+    assert set(events.Tags()["images"]) == {"val/comparison", "val/attention"}
+    assert len(events.Scalars("loss/total")) == 3
+
+
+@pytest.mark.parametrize("changes", [{}, {"accumulate": 2, "progressive": "16:0.3"}])
+def test_a_resumed_run_equals_the_uninterrupted_one(config: Config, changes: dict, tmp_path: Path) -> None:
+    whole = dataclasses.replace(config, save_dir=str(tmp_path / "whole"), checkpoint_interval=1, **changes)
+    train(whole)
+    checkpoint = tmp_path / "whole" / "checkpoints" / "checkpoint_epoch_0001.pth"
+    resumed = dataclasses.replace(whole, save_dir=str(tmp_path / "resumed"), resume=str(checkpoint))
+    train(resumed)
+    assert_same(state_of(tmp_path / "whole"), state_of(tmp_path / "resumed"))
+
+
+@pytest.mark.parametrize("stop_at", [2, 3, 5, 9])
+def test_a_stopped_run_saves_and_goes_on_as_if_nothing_had_been(
+    config: Config, stop_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = dataclasses.replace(config, save_dir=str(tmp_path / "whole"))
+    train(whole)
+    steps = 0
+
+    def step_and_signal(*args: Any) -> dict[str, float]:
+        nonlocal steps
+        steps += 1
+        if steps == stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return train_step(*args)
+
+    monkeypatch.setattr(train_module, "train_step", step_and_signal)
+    stopped = dataclasses.replace(config, save_dir=str(tmp_path / "stopped"), resume="auto")
+    with pytest.raises(Interrupted):
+        train(stopped)
+    assert state_of(tmp_path / "stopped")["counters"]["step"] == stop_at
+    train(stopped)
+    assert_same(state_of(tmp_path / "whole"), state_of(tmp_path / "stopped"))
+    assert (tmp_path / "stopped" / "checkpoints" / "best_model.pth").exists()
+
+
+def test_two_small_batches_make_the_step_of_one_large(config: Config, folder: Path) -> None:
+    images = torch.rand(4, 3, 32, 32)
+    mask = torch.zeros(4, 1, 32, 32)
+    mask[..., 8:20, 8:24] = 1
+    norms, weights = [], []
+    for size in (4, 2):
+        torch.manual_seed(0)
+        run = Run(config, torch.device("cpu"))
+        batches = [{"image": images[i : i + size], "mask": mask[i : i + size]} for i in range(0, 4, size)]
+        for _ in range(2):
+            means = train_step(run, run.model, InpaintingLoss(), batches, 0.5)
+        norms.append(means["grad_norm"])
+        weights.append(run.model.embed.weight.detach().clone())
+    assert norms[0] == pytest.approx(norms[1], rel=1e-3)
+    assert torch.allclose(weights[0], weights[1], atol=1e-5)
+
+
+def test_time_bounds_the_run_and_its_schedule(config: Config) -> None:
+    run = Run(dataclasses.replace(config, epochs=100, max_minutes=10), torch.device("cpu"))
+    run.elapsed_s = 300
+    assert run.progress(5) == pytest.approx(0.5)
+    run.epoch = 80
+    assert run.progress(5) == pytest.approx(0.8)
+    train(dataclasses.replace(config, epochs=10_000, max_minutes=0.05))
+    counters = state_of(Path(config.save_dir))["counters"]
+    assert 3 <= counters["elapsed_s"] < 30 and counters["epoch"] < 10_000
+
+
+def test_another_architecture_is_refused_with_the_differing_fields(config: Config, tmp_path: Path) -> None:
+    config = dataclasses.replace(config, epochs=1)
+    train(config)
+    other = dataclasses.replace(
+        config,
+        base_channels=8,
+        resume=f"{config.save_dir}/checkpoints/last.pth",
+        save_dir=str(tmp_path / "x"),
+    )
+    with pytest.raises(UserError, match="another architecture: base_channels 4 there, 8 here"):
+        train(other)
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_second_run_moves_the_first_aside(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    config = dataclasses.replace(config, epochs=1)
+    train(config)
+    first = state_of(Path(config.save_dir))
+    train(dataclasses.replace(config, seed=1))
+    assert "held another run; moved to" in capsys.readouterr().out
+    assert_same(state_of(Path(f"{config.save_dir}.old1")), first)
+
+
+def test_a_finished_run_stays_as_it_is(config: Config) -> None:
+    config = dataclasses.replace(config, epochs=1)
+    train(config)
+    first = state_of(Path(config.save_dir))
+    train(dataclasses.replace(config, resume="auto"))
+    assert_same(state_of(Path(config.save_dir)), first)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_in_one_line(
+    config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = [f"--{n}={getattr(config, n)}" for n in ("train_root", "val_root", "save_dir", "base_channels")]
+    argv += ["--image_size=32", "--lr=1e30", "--epochs=3", "--num_workers=0", "--device=cpu", "--warmup=0"]
+    assert main(argv) == 2
+    assert "try a lower --lr" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_training(config: Config, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="--save_dir: cannot write"):
+        train(dataclasses.replace(config, save_dir=str(tmp_path / "file" / "run")))
+
+
+def test_skipped_images_are_named(config: Config, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny = Image.fromarray(photograph(8, 8))
+    for i in range(200):
+        tiny.save(folder / f"tiny{i}.png")
+    (folder / "bad.png").write_text("not a picture")
+    train(dataclasses.replace(config, epochs=1, train_subset=0, max_minutes=0.001))
+    assert "skipped: not a readable image" in capsys.readouterr().err
+
+
+def test_signals_are_left_alone_outside_the_main_thread(config: Config) -> None:
+    thread = threading.Thread(target=train, args=[dataclasses.replace(config, epochs=1)])
+    before = signal.getsignal(signal.SIGTERM)
+    thread.start()
+    thread.join()
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert (Path(config.save_dir) / "checkpoints" / "last.pth").exists()
+
+
+def test_the_seeds_training_script_runs_as_printed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (REPOSITORY / "README.md").read_text()
+    script = text.split("#### Custom Training Script")[1].split("```python")[1].split("```")[0]
+    data = folder.parent / "data"
+    data.mkdir()
+    for name in ("train", "val"):
+        (data / name).symlink_to(folder)
+    monkeypatch.chdir(folder.parent)
+    seen: list[float] = []
+
+    class Optimizer(torch.optim.SGD):
+        def step(self, *_: Any) -> None:
+            seen.append(1.0)
+
+    from models import InpaintingNetwork
+
+    placeholders = {"epochs": 1, "total_epochs": 1, "device": "cpu"}
+    optimizer = Optimizer(InpaintingNetwork(4).parameters(), lr=0.1)
+    exec(script, {**placeholders, "optimizer": optimizer})
+    assert len(seen) == 1  # six images, batches of eight
