@@ -11,6 +11,7 @@ from msse import MultiScaleStructureEncoder, StructureAwareAttentionGate
 
 STRIDE = 8  # pixels, of the bottleneck: sides are padded to a multiple of it
 PATCH_SIZES = (3, 7, 15)  # of the structure encoder
+GLOBAL = 2**31  # a window larger than any image
 UNKNOWN = -1e4  # attention bias of a key with nothing known under it; finite in half precision
 
 
@@ -207,7 +208,7 @@ class MaskQueryCrossAttention(nn.Module):
         head_channels: d, of each head's queries, keys and values.
         scale: image pixels a feature's side.
         stride: features a token's side.
-        window: None for global attention; else tokens a side of the windows into which queries are cut.
+        window: tokens a side of the windows into which queries are cut, or `GLOBAL`.
         halo: tokens around a window that its queries reach as well.
         max_keys: global attention averages keys in blocks until there are no more than this.
 
@@ -227,7 +228,7 @@ class MaskQueryCrossAttention(nn.Module):
         use_structure: bool,
         scale: int,
         stride: int = 1,
-        window: int | None = None,
+        window: int = GLOBAL,
         halo: int = 0,
         max_keys: int = 1024,
     ) -> None:
@@ -275,12 +276,12 @@ class MaskQueryCrossAttention(nn.Module):
 
     def is_one_window(self, height: int, width: int) -> bool:
         """Whether all tokens see all keys: always in global attention, in windows on a small image."""
-        return self.window is None or max(height, width) <= self.window
+        return max(height, width) <= self.window
 
     def key_block(self, height: int, width: int) -> int:
         """Tokens a side that make one key: 1 in windows; in global attention, what `max_keys` needs."""
         block = 1
-        while not self.window and -(-height // block) * -(-width // block) > self.max_keys:
+        while self.window == GLOBAL and -(-height // block) * -(-width // block) > self.max_keys:
             block += 1
         return block
 
@@ -368,7 +369,7 @@ class ProgressiveRefinementModule(nn.Module):
                 halo=halo,
             )
 
-        self.structure_stage = stage(1, heads=2, stride=8, window=None, halo=0)
+        self.structure_stage = stage(1, heads=2, stride=8, window=GLOBAL, halo=0)
         self.down2 = nn.Conv2d(C, 2 * C, 3, stride=2, padding=1)
         self.shape_stage = stage(2, heads=4, stride=4, window=4, halo=4)
         self.down3 = nn.Conv2d(2 * C, 4 * C, 3, stride=2, padding=1)
