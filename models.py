@@ -354,9 +354,7 @@ class ProgressiveRefinementModule(nn.Module):
         super().__init__()
         C = base_channels
 
-        def stage(
-            level: int, heads: int, stride: int, window: int | None, halo: int
-        ) -> MaskQueryCrossAttention:
+        def stage(level: int, heads: int, stride: int, window: int, halo: int) -> MaskQueryCrossAttention:
             return MaskQueryCrossAttention(
                 channels=level * C,
                 context_channels=level * C,

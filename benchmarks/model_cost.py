@@ -136,12 +136,10 @@ def main() -> None:
         use_memory(args.memory_of[0], int(args.memory_of[1]), args.memory_of[2])
         return
     keep_freed_memory()
-    print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads, medians of {args.rounds}, batch of 1\n"
-    )
-    print("| preset | size | parameters | GMAC | forward | × dense | training step | × dense |", end=" ")
-    print("forward memory | training memory |")
-    print("|" + "---|" * 10)
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, medians of {args.rounds}\n")
+    columns = ["preset", "size", "parameters", "GMAC", "forward", "× dense", "training step", "× dense"]
+    columns += ["forward memory", "training memory"]
+    print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
     for preset in args.presets:
         for size in args.sizes:
             print(measure(preset, size, args.rounds), flush=True)
