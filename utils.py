@@ -98,7 +98,7 @@ def comparison_grid(
 
     columns = [image, mask.expand_as(image), image * (1 - mask) + mask]
     columns += [outputs[name] for name in ("coarse", "refined", "output")]
-    cells = torch.stack([column.detach().float().clamp(0, 1).cpu() for column in columns], dim=1)
+    cells = torch.stack([column.detach().float().nan_to_num().clamp(0, 1).cpu() for column in columns], dim=1)
     return make_grid(cells.flatten(0, 1), nrow=len(columns), padding=2, pad_value=1.0)
 
 
@@ -112,7 +112,7 @@ def heatmap_grid(image: torch.Tensor, mask: torch.Tensor, heatmaps: dict[str, to
 
     columns = [(image * (1 - mask) + mask).clamp(0, 1).cpu()]
     for heat in heatmaps.values():
-        values = (heat.detach().float().clamp(0, 1).cpu().numpy() * 255).astype(np.uint8)
+        values = (heat.detach().float().nan_to_num().clamp(0, 1).cpu().numpy() * 255).astype(np.uint8)
         colored = np.stack([cv2.applyColorMap(each[0], cv2.COLORMAP_VIRIDIS)[:, :, ::-1] for each in values])
         columns.append(torch.from_numpy(colored.transpose(0, 3, 1, 2) / np.float32(255)))
     return make_grid(torch.stack(columns, dim=1).flatten(0, 1), nrow=len(columns), padding=2, pad_value=1.0)

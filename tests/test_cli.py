@@ -1,6 +1,7 @@
 """The scripts as a user calls them: what they write, what they say of mistakes, and their exit status."""
 
 import csv
+import io
 import json
 import os
 import signal
@@ -34,6 +35,10 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     assert train.main(argv, prog="quick_train.py", presets=True) == 0
     return folder / "checkpoints" / "best_model.pth"
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(path.read_text())))
 
 
 def run_script(*argv: str, **changes: object) -> subprocess.CompletedProcess[str]:
@@ -101,7 +106,7 @@ def test_a_folder_is_scored(
     names = {f"picture{i}" for i in range(6)}
     assert {p.stem for p in (save / "outputs").iterdir()} == names
     assert {p.stem for p in (save / "attention").iterdir()} == names
-    rows = list(csv.DictReader((save / "metrics.csv").open()))
+    rows = read_csv(save / "metrics.csv")
     assert {row["name"] for row in rows} == names
     assert all(0.08 <= float(row["hole_ratio"]) <= 0.42 for row in rows)
     summary = json.loads((save / "metrics.json").read_text())
@@ -126,7 +131,7 @@ def test_masks_of_a_folder_are_used(checkpoint: Path, folder: Path, tmp_path: Pa
     Image.fromarray(hole).save(masks / "half.png")
     argv = ["--checkpoint", str(checkpoint), "--test_root", str(folder), "--save_dir", str(tmp_path / "r")]
     assert evaluation.main([*argv, "--mask_root", str(masks)]) == 0
-    rows = list(csv.DictReader((tmp_path / "r" / "metrics.csv").open()))
+    rows = read_csv(tmp_path / "r" / "metrics.csv")
     assert {float(row["hole_ratio"]) for row in rows} == {0.5}
 
 
@@ -298,6 +303,6 @@ def test_torchrun_shares_the_images_between_processes(tmp_path: Path) -> None:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert result.returncode == 0, result.stderr[-2000:]
-    rows = list(csv.DictReader((tmp_path / "run" / "metrics.csv").open()))
+    rows = read_csv(tmp_path / "run" / "metrics.csv")
     assert (rows[0]["images"], rows[0]["step"]) == ("8", "2")  # 2 processes × 2 images × 2 steps
     assert result.stdout.count("training and") == 1
