@@ -376,13 +376,13 @@ def train_epoch(
         return
     network.train()
     sampler: EpochSampler = loader.sampler  # type: ignore[assignment]
-    sampler.epoch, sampler.start = run.epoch, run.batch * config.batch_size
+    sampler.epoch, sampler.start = run.epoch, run.batch * config.batch_size * run.num_processes
     bar = tqdm(
         total=len(loader),
         initial=run.batch,
         desc=f"epoch {run.epoch + 1}/{config.epochs}",
         unit="batch",
-        disable=None,
+        disable=None if run.rank == 0 else True,
     )
     group: list[dict[str, Any]] = []
     start = time.perf_counter()
