@@ -393,3 +393,12 @@ def test_one_batch_is_overfitted_to_30_db() -> None:
             if reached >= 30:
                 break
     assert reached >= 30
+
+
+def test_one_window_that_holds_the_whole_image_is_global_attention() -> None:
+    x, context = torch.randn(2, 2, 8, 5, 7).unbind()
+    mask = (torch.rand(2, 1, 5, 7) > 0.5).float()
+    S = torch.rand(2, 1, 5, 7)
+    windowed, attention = attention_module(window=8, halo=2)(x, context, mask, S, return_attention=True)
+    everywhere, expected = attention_module()(x, context, mask, S, return_attention=True)
+    assert torch.equal(windowed, everywhere) and torch.equal(attention, expected)
