@@ -111,17 +111,16 @@ def _fill_to(share: float, canvas: np.ndarray, draw: Draw, generator: np.random.
 def _draw_stroke(canvas: np.ndarray, generator: np.random.Generator) -> tuple[float, float]:
     height, width = canvas.shape
     side = (height + width) / 2
-    angle = generator.uniform(0, 2 * np.pi)
-    turns = angle + np.cumsum(generator.uniform(-1.2, 1.2, size=generator.integers(2, 9)))
-    steps = (
-        side
-        * generator.uniform(0.04, 0.16, size=(len(turns), 1))
-        * np.stack([np.cos(turns), np.sin(turns)], 1)
-    )
-    start = generator.uniform((0, 0), (width, height))
-    points = np.concatenate([start[None], start + np.cumsum(steps, axis=0)])
-    thickness = max(1, round(side * generator.uniform(0.03, 0.12)))
-    cv2.polylines(canvas, [np.round(points).astype(np.int32)], False, 1, thickness)
+    chance = generator.random(5 + 2 * 8)
+    angle, thickness = 2 * np.pi * chance[0], side * (0.03 + 0.09 * chance[1])
+    vertices = 2 + int(7 * chance[2])
+    turns = angle + np.cumsum(2.4 * chance[5 : 5 + vertices] - 1.2)
+    lengths = side * (0.04 + 0.12 * chance[13 : 13 + vertices])
+    points = np.empty((vertices + 1, 2))
+    points[0] = chance[3] * width, chance[4] * height
+    points[1:, 0] = points[0, 0] + np.cumsum(lengths * np.cos(turns))
+    points[1:, 1] = points[0, 1] + np.cumsum(lengths * np.sin(turns))
+    cv2.polylines(canvas, [points.round().astype(np.int32)], False, 1, max(1, round(thickness)))
     return float(np.cos(angle)), float(np.sin(angle))
 
 

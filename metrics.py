@@ -60,21 +60,27 @@ def ssim(
         pred, target (B, C, H, W); mask (B, 1, H, W), 1 = missing, or None for the whole image. Returns (B,)
         in [-1, 1]; 1 for equal images and empty holes.
     """
-    mask = torch.ones_like(target[:, :1]) if mask is None else mask.float()
-    device = pred.device if pred.device.type != "mps" else torch.device("cpu")  # which has no float64
-    similarity = _ssim_map(pred.to(device).double() / data_range, target.to(device).double() / data_range)
-    similarity = similarity.to(mask)
+    return _mean_ssim(
+        _ssim_map(pred, target, data_range), torch.ones_like(target[:, :1]) if mask is None else mask
+    )
+
+
+def _mean_ssim(similarity: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """The mean of an SSIM map (B, C, H, W) over a hole, as `ssim` says: (B,)."""
+    mask = mask.to(similarity)
     inside = torch.zeros_like(mask)
     inside[..., 5:-5, 5:-5] = 1
     inner = mask * inside
     region = torch.where(inner.sum(dim=(1, 2, 3), keepdim=True) > 0, inner, mask)
-    count = region.sum(dim=(1, 2, 3)) * pred.shape[1]
+    count = region.sum(dim=(1, 2, 3)) * similarity.shape[1]
     mean = (similarity * region).sum(dim=(1, 2, 3)) / count.clamp_min(1)
-    return torch.where(count > 0, mean, 1.0)
+    return torch.where(count > 0, mean, 1.0).float()
 
 
-def _ssim_map(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """SSIM at every pixel and channel of float64 images in [0, 1], the border reflected."""
+def _ssim_map(pred: torch.Tensor, target: torch.Tensor, data_range: float = 1.0) -> torch.Tensor:
+    """SSIM at every pixel and channel in float64, the border reflected: (B, C, H, W)."""
+    device = pred.device if pred.device.type != "mps" else torch.device("cpu")  # which has no float64
+    x, y = (image.to(device).double() / data_range for image in (pred, target))
     offsets = torch.arange(-5, 6, dtype=x.dtype, device=x.device)
     window = torch.exp(-(offsets**2) / (2 * 1.5**2))
     window = window / window.sum()
@@ -164,13 +170,14 @@ class MetricsCalculator:
     def update(self, pred: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> dict[str, list[float]]:
         """Add a batch: pred, target (B, 3, H, W), mask (B, 1, H, W); returns its values by image."""
         mask = mask.float()
+        similarity = _ssim_map(pred, target)
         scores = {
             "psnr": psnr(pred, target, mask),
-            "ssim": ssim(pred, target, mask),
+            "ssim": _mean_ssim(similarity, mask),
             "boundary_psnr": boundary_psnr(pred, target, mask, self.boundary_width),
             "l1": l1(pred, target, mask),
             "psnr_full": psnr(pred, target),
-            "ssim_full": ssim(pred, target),
+            "ssim_full": _mean_ssim(similarity, torch.ones_like(mask)),
         }
         if self.use_lpips:
             scores["lpips"] = lpips_score(pred, target, self.lpips_weights)
