@@ -23,8 +23,8 @@ class Config:
     """
 
     # data
-    train_root: str = setting("", "folder of training images, searched recursively; or 'sample'", "DIR")
-    val_root: str = setting("", "folder of validation images; or 'sample'", "DIR")
+    train_root: str = setting("./data/train", "training images, searched recursively; or 'sample'", "DIR")
+    val_root: str = setting("./data/val", "validation images, likewise", "DIR")
     train_subset: int = setting(10_000, "at most this many training images; 0 for all", "IMAGES")
     val_subset: int = setting(1_000, "at most this many validation images; 0 for all", "IMAGES")
     image_size: int = setting(256, "side of the square crops", "PIXELS")
@@ -223,7 +223,7 @@ def parse_config(argv: list[str] | None, prog: str, presets: bool) -> Config:
     """The configuration that a command line asks for: a preset if there is `--config`, overridden by flags.
 
     Raises:
-        UserError: for an unknown flag, a value that is not of its type or range, or no training data.
+        UserError: for an unknown flag, a value that is not of its type or range, or a missing folder.
     """
     parser = OneLineParser(prog=prog, description="Train an inpainting network.")
     if presets:
@@ -238,10 +238,7 @@ def parse_config(argv: list[str] | None, prog: str, presets: bool) -> Config:
         flags["mask_coverage"] = tuple(flags["mask_coverage"])
     config = get_config(preset, **flags)
     for name in ("train_root", "val_root"):
-        root = getattr(config, name)
-        if not root:
-            raise UserError(f"--{name}: required: a folder of images, or 'sample'")
-        for part in root.split(os.pathsep):
+        for part in getattr(config, name).split(os.pathsep):
             if part != "sample" and not os.path.isdir(part):
                 raise UserError(f"--{name}: no such folder: {part}")
     return config

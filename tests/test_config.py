@@ -61,7 +61,7 @@ def test_every_field_is_a_flag_and_a_flag_overrides_the_preset() -> None:
         (["--config", "debug", "--progressive", "64:0.5,128:0.5"], "--progressive: must be sizes"),
         (["--config", "debug", "--progressive", "64"], "--progressive: must be sizes"),
         (["--config", "debug", "--lambda_edge", "-1"], "--lambda_edge: must be 0 or more"),
-        (["--config", "default"], "--train_root: required"),
+        (["--config", "default"], "--train_root: no such folder: ./data/train"),
         (["--config", "default", "--train_root", "/none"], "--train_root: no such folder: /none"),
     ],
 )
