@@ -1,4 +1,4 @@
-"""What each preset's network costs: parameters, multiply-accumulates, time and memory by image size.
+"""What the network of each preset costs: parameters, multiply-accumulates, time and memory by image size.
 
 Times are medians of interleaved rounds, per image. "× dense" is the time relative to a stack of plain 3×3
 convolutions (64 channels, ReLU between) with the same number of multiply-accumulates at the same
@@ -92,7 +92,17 @@ def use_memory(preset: str, size: int, mode: str) -> None:
     print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 
 
-def measure(preset: str, size: int, rounds: int) -> str:
+def same_networks(presets: list[str]) -> dict[str, str]:
+    """The presets that share an architecture, joined, by the first of them."""
+    names: dict[str, list[str]] = {}
+    for preset in presets:
+        architecture = get_config(preset).architecture()
+        first = next((each for each in names if get_config(each).architecture() == architecture), preset)
+        names.setdefault(first, []).append(f"`{preset}`")
+    return {first: ", ".join(each) for first, each in names.items()}
+
+
+def measure(preset: str, label: str, size: int, rounds: int) -> str:
     """One row of the table."""
     network = network_of(preset)
     criterion = InpaintingLoss()
@@ -117,7 +127,7 @@ def measure(preset: str, size: int, rounds: int) -> str:
 
     times = medians([forward, dense_forward, train, dense_train], rounds)
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    cells = [preset, str(size), f"{parameters / 1e6:.2f} M", f"{macs / 1e9:.2f}"]
+    cells = [label, str(size), f"{parameters / 1e6:.2f} M", f"{macs / 1e9:.2f}"]
     cells += [f"{times[0] * 1e3:.0f} ms", f"{times[0] / times[1]:.1f}"]
     cells += [f"{times[2] * 1e3:.0f} ms", f"{times[2] / times[3]:.1f}"]
     cells += [f"{peak_memory(preset, size, training):.0f} MiB" for training in (False, True)]
@@ -140,9 +150,9 @@ def main() -> None:
     columns = ["preset", "size", "parameters", "GMAC", "forward", "× dense", "training step", "× dense"]
     columns += ["forward memory", "training memory"]
     print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
-    for preset in args.presets:
+    for preset, label in same_networks(args.presets).items():
         for size in args.sizes:
-            print(measure(preset, size, args.rounds), flush=True)
+            print(measure(preset, label, size, args.rounds), flush=True)
 
 
 if __name__ == "__main__":
