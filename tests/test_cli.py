@@ -115,7 +115,8 @@ def test_a_folder_is_scored(
     assert summary["telea"]["psnr"] == pytest.approx(
         np.mean([float(row["telea_psnr"]) for row in rows]), abs=1e-6
     )
-    assert Image.open(save / "test_results.png").width == 6 * 34 + 2
+    with Image.open(save / "test_results.png") as results:
+        assert results.width == 6 * 34 + 2
     assert "telea" in capsys.readouterr().out
     # the same masks and scores whatever the batches
     assert evaluation.main([*argv[:-1], str(tmp_path / "again"), "--batch_size=1"]) == 0
