@@ -76,20 +76,26 @@ def peak_memory(preset: str, size: int, training: bool) -> float:
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
+def peak_resident() -> float:
+    """The largest resident MiB of this process so far: Linux's `VmHWM`, begun anew with the program."""
+    line = next(
+        each for each in Path("/proc/self/status").read_text().splitlines() if each.startswith("VmHWM")
+    )
+    return int(line.split()[1]) / 1024
+
+
 def use_memory(preset: str, size: int, mode: str) -> None:
     """Do the work whose memory is measured, and print the peak less what the imports and weights took."""
-    import resource
-
     image, mask = inputs(size)
     network = network_of(preset)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_resident()
     for _ in range(2):
         if mode == "train":
             InpaintingLoss()(network(image, mask), image, mask)["total"].backward()
         else:
             with torch.no_grad():
                 network(image, mask)
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    print(peak_resident() - before)
 
 
 def same_networks(presets: list[str]) -> dict[str, str]:
