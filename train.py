@@ -119,7 +119,7 @@ class Run:
         self.batch = 0  # batches of the next epoch completed
         self.step = 0  # optimizer steps
         self.images = 0  # images seen
-        self.elapsed_s = 0.0  # of training and validation, over all sittings
+        self.elapsed_s = 0.0  # of training, validating and writing, over all sittings
         self.size = config.size_at(0.0)  # pixels, of the epoch under way
         self.best_psnr = -math.inf  # dB
         self.sums: dict[str, float] = {}  # of the losses in the epoch under way
@@ -337,6 +337,7 @@ def run_epochs(
             train_loader, _ = make_loaders(run)
         train_epoch(run, network, criterion, train_loader, writer, stop)
         if stop.received is None:
+            start = time.perf_counter()
             finish_epoch(run, len(train_loader), val_loader, writer, folder)
             if writer is not None:
                 if run.tracker.rows[-1].get("psnr", -math.inf) > run.best_psnr:
@@ -346,6 +347,7 @@ def run_epochs(
                     save_checkpoint(
                         run.state_dict(), last_file.with_name(f"checkpoint_epoch_{run.epoch:04d}.pth")
                     )
+            run.elapsed_s += time.perf_counter() - start
             run.agree(stop)  # the others wait here for the validation
         if writer is not None:
             save_checkpoint(run.state_dict(), last_file)
@@ -432,9 +434,7 @@ def finish_epoch(run: Run, batches: int, val_loader: DataLoader, writer: Any, fo
         return
 
     validated = finished or run.epoch % config.val_interval == 0
-    start = time.perf_counter()
     metrics, pictures = validate(run, val_loader) if validated else ({}, {})
-    run.elapsed_s += time.perf_counter() - start
     run.tracker.add(
         run.epoch,
         {name: value for name, value in means.items() if name != "grad_norm"},
