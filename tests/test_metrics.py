@@ -7,6 +7,14 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from metrics import MAX_PSNR, MetricsCalculator, boundary_psnr, l1, lpips_score, psnr, ssim
 from utils import UserError
 
+WANG = {
+    "gaussian_weights": True,
+    "sigma": 1.5,
+    "use_sample_covariance": False,
+    "data_range": 1,
+    "channel_axis": 2,
+}
+
 Batch = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -30,9 +38,7 @@ def test_psnr_and_ssim_equal_scikit_images_on_full_masks(size: tuple[int, int]) 
         assert psnr(pred, target).item() == pytest.approx(
             peak_signal_noise_ratio(b, a, data_range=1), abs=1e-5
         )
-        expected = structural_similarity(
-            a, b, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1, channel_axis=2
-        )
+        expected = structural_similarity(a, b, **WANG)
         assert ssim(pred, target).item() == pytest.approx(expected, abs=1e-5)
         assert ssim(pred, target, torch.ones(1, 1, *size)).item() == pytest.approx(expected, abs=1e-5)
 
@@ -41,15 +47,7 @@ def test_ssim_of_black_and_white_keeps_its_digits() -> None:
     target = torch.zeros(1, 3, 48, 48)
     target[..., 24:] = 1
     pred = (target + 0.01 * torch.randn(1, 3, 48, 48, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
-    expected = structural_similarity(
-        numpy_image(pred),
-        numpy_image(target),
-        gaussian_weights=True,
-        sigma=1.5,
-        use_sample_covariance=False,
-        data_range=1,
-        channel_axis=2,
-    )
+    expected = structural_similarity(numpy_image(pred), numpy_image(target), **WANG)
     assert ssim(pred, target).item() == pytest.approx(expected, abs=1e-6)
 
 
@@ -57,16 +55,7 @@ def test_ssim_over_a_hole_is_the_mean_of_scikit_images_map() -> None:
     pred, target = pair(40, 52, 1)
     mask = torch.zeros(1, 1, 40, 52)
     mask[..., 2:20, 30:] = 1  # reaches into the border, where windows are cut
-    _, similarity = structural_similarity(
-        numpy_image(pred),
-        numpy_image(target),
-        gaussian_weights=True,
-        sigma=1.5,
-        use_sample_covariance=False,
-        data_range=1,
-        channel_axis=2,
-        full=True,
-    )
+    _, similarity = structural_similarity(numpy_image(pred), numpy_image(target), **WANG, full=True)
     assert ssim(pred, target, mask).item() == pytest.approx(similarity[5:20, 30:-5].mean(), abs=1e-5)
     border = torch.zeros(1, 1, 40, 52)
     border[..., :3, :] = 1  # nothing else is missing
