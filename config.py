@@ -42,7 +42,9 @@ class Config:
     use_structure_encoder: bool = setting(True, "bias the attention by MSSE")
     bottleneck_depth: int = setting(4, "residual blocks at 1/8 size", "N")
     refinement_depth: int = setting(1, "residual blocks of the refinement at 1/4 size", "N")
-    pyramid_levels: int = setting(3, "halvings of the image before the first completion", "N")
+    pyramid_base: int = setting(
+        32, "the image is halved to this longer side before its first completion", "PIXELS"
+    )
 
     # losses
     lambda_coarse: float = setting(1.0, "weight of the coarse L1 loss", "W")
@@ -107,11 +109,11 @@ class Config:
         for name in (
             "bottleneck_depth",
             "refinement_depth",
-            "pyramid_levels",
             *(f for f in self.__dict__ if f.startswith("lambda_")),
         ):
             require(getattr(self, name) >= 0, name, "0 or more")
         require(self.image_size >= 16, "image_size", "at least 16 pixels")
+        require(self.pyramid_base >= 8, "pyramid_base", "at least 8 pixels")
         require(
             self.base_channels >= 2 and self.base_channels % 2 == 0, "base_channels", "even and at least 2"
         )
@@ -120,6 +122,9 @@ class Config:
         require(self.lr > 0, "lr", "above 0")
         require(self.grad_clip > 0, "grad_clip", "above 0")
         require(0 <= self.warmup < 1, "warmup", "at least 0 and below 1")
+        require(0 < self.min_crop <= 1, "min_crop", "above 0 and at most 1")
+        require(0 < self.decay <= 1, "decay", "above 0 and at most 1")
+        require(self.optimizer in ("adamw", "muon"), "optimizer", "adamw or muon")
         require(0 <= self.ema_decay < 1, "ema_decay", "at least 0 and below 1")
         low, high = self.mask_coverage
         require(0 < low <= high < 1, "mask_coverage", "two shares between 0 and 1, the lower first")

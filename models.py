@@ -419,16 +419,17 @@ class RefinementDecoder(nn.Module):
 class InpaintingNetwork(nn.Module):
     """Completes the hole and leaves everything else as it is: Î = I ⊙ (1 - M) + G(I, M) ⊙ M.
 
-    The image is completed at 1/2^`pyramid_levels` of its size first, over a push-pull prefill; each
-    completion, enlarged, is the prefill of the next size, up to the image's own. One set of weights
-    serves all sizes, so that a hole is filled from as far away in a large picture as in a small one.
+    The image is halved until its longer side is at most `pyramid_base`, and that copy completed first, over
+    a push-pull prefill; each completion, enlarged, is the prefill of the next size, up to the image's own.
+    One set of weights serves all sizes, so that a hole is filled from as far away in a large picture as
+    in a small one.
 
     Args:
         base_channels: C, an even number.
         use_structure_encoder: bias the attention by MSSE; without it no MSSE parameter exists.
         bottleneck_depth: residual blocks of the coarse decoder at 1/8 size.
         refinement_depth: residual blocks of the refinement decoder at 1/4 size.
-        pyramid_levels: halvings of the image before the first completion.
+        pyramid_base: longer side, in pixels, down to which the image is halved before its first completion.
 
     Shapes:
         image (B, 3, H, W) in [0, 1], any value (NaN included) under the hole; mask (B, 1, H, W) in {0, 1},
@@ -443,12 +444,14 @@ class InpaintingNetwork(nn.Module):
         use_structure_encoder: bool = True,
         bottleneck_depth: int = 4,
         refinement_depth: int = 1,
-        pyramid_levels: int = 3,
+        pyramid_base: int = 32,
     ) -> None:
         super().__init__()
         if base_channels < 2 or base_channels % 2:
             raise ValueError(f"base_channels must be even and positive, got {base_channels}")
-        self.pyramid_levels = pyramid_levels
+        if pyramid_base < 1:
+            raise ValueError(f"pyramid_base must be positive, got {pyramid_base}")
+        self.pyramid_base = pyramid_base
         self.encoder = ContextEncoder(base_channels)
         self.coarse_decoder = CoarseDecoder(base_channels, bottleneck_depth)
         self.embed = nn.Conv2d(4, base_channels, 3, padding=1)
@@ -462,24 +465,29 @@ class InpaintingNetwork(nn.Module):
         self, image: torch.Tensor, mask: torch.Tensor, return_attention: bool = False
     ) -> dict[str, Any]:
         known = image.masked_fill(mask > 0, 0)
-        outputs = self.complete(known, mask, self.pyramid_levels, return_attention)
+        outputs = self.complete(known, mask, return_attention)
         if not self.training:
             outputs |= {name: outputs[name].clamp(0, 1) for name in ("coarse", "refined")}
         return outputs | {"output": torch.where(mask > 0, outputs["refined"].to(image.dtype), image)}
 
     def complete(
-        self, image: torch.Tensor, mask: torch.Tensor, levels: int, return_attention: bool = False
+        self, image: torch.Tensor, mask: torch.Tensor, return_attention: bool = False
     ) -> dict[str, Any]:
-        """Complete an image that is 0 under the hole, after its `levels` smaller copies; as `forward`."""
-        height, width = image.shape[-2:]
-        if levels and max(height, width) > STRIDE:
+        """Complete an image that is 0 under the hole, after its smaller copies; as `forward`."""
+        if max(image.shape[-2:]) > self.pyramid_base:
             smaller, smaller_mask = pull(image, mask)
-            refined = self.complete(smaller, smaller_mask, levels - 1)["refined"]
+            refined = self.complete(smaller, smaller_mask)["refined"]
             prefill = torch.where(smaller_mask > 0, refined, smaller)
             prefill = torch.where(mask > 0, resize(prefill, like=image), image)
         else:
             prefill = push_pull(image, mask)
+        return self.complete_over(prefill, image, mask, return_attention)
 
+    def complete_over(
+        self, prefill: torch.Tensor, image: torch.Tensor, mask: torch.Tensor, return_attention: bool = False
+    ) -> dict[str, Any]:
+        """Complete an image that is 0 under the hole over a guess (B, 3, H, W) of the whole; as `forward`."""
+        height, width = image.shape[-2:]
         border = (0, -width % STRIDE, 0, -height % STRIDE)
         image, prefill = F.pad(image, border), F.pad(prefill, border, mode="replicate")
         hole = F.pad(mask, border, value=1)  # what lies beyond the border is as unknown as the hole

@@ -27,6 +27,7 @@ from dataset import InpaintingDataset, get_dataloaders
 from losses import InpaintingLoss
 from models import InpaintingNetwork, MaskQueryCrossAttention, ResidualBlock
 
+WHOLE = 2**31  # a pyramid's base that no image is larger than
 BUCKETS = ((0.1, 0.2), (0.2, 0.4), (0.4, 0.6))
 
 
@@ -91,20 +92,24 @@ def no_attention() -> InpaintingNetwork:
 
 def no_prefill() -> InpaintingNetwork:
     models.push_pull = lambda image, mask: torch.where(mask > 0, 0.5, image)
-    return base(pyramid_levels=0)
+    return base(pyramid_base=WHOLE)
 
 
 class CoarsePyramid(InpaintingNetwork):
     """The smaller copies are completed by the coarse decoder alone."""
 
-    def complete(
-        self, image: torch.Tensor, mask: torch.Tensor, levels: int, return_attention: bool = False
+    def forward(self, image: torch.Tensor, mask: torch.Tensor, return_attention: bool = False) -> dict:
+        self.size = image.shape
+        return super().forward(image, mask, return_attention)
+
+    def complete_over(
+        self, prefill: torch.Tensor, image: torch.Tensor, mask: torch.Tensor, return_attention: bool = False
     ) -> dict:
-        if levels == self.pyramid_levels:
-            return super().complete(image, mask, levels, return_attention)
+        if image.shape == self.size:
+            return super().complete_over(prefill, image, mask, return_attention)
         refinement, decoder = self.refinement, self.refinement_decoder
         self.refinement, self.refinement_decoder = Nothing(), Nothing()  # type: ignore[assignment]
-        outputs = super().complete(image, mask, levels, return_attention)
+        outputs = super().complete_over(prefill, image, mask)
         self.refinement, self.refinement_decoder = refinement, decoder
         return outputs
 
@@ -125,13 +130,13 @@ def bottleneck(*blocks: nn.Module) -> InpaintingNetwork:
 def full_size() -> InpaintingNetwork:
     """Two of the four blocks at 1/8 size exchanged for one at full size."""
     network = base(bottleneck_depth=2)
-    network.coarse_decoder.to_rgb = nn.Sequential(ResidualBlock(40), nn.Conv2d(40, 3, 1))
+    network.coarse_decoder.to_rgb = nn.Sequential(ResidualBlock(40), models.zero_module(nn.Conv2d(40, 3, 1)))
     return network
 
 
 VARIANTS: dict[str, Callable[[], InpaintingNetwork]] = {
     "base": base,
-    "no_pyramid": lambda: base(pyramid_levels=0),
+    "no_pyramid": lambda: base(pyramid_base=WHOLE),
     "no_prefill": no_prefill,
     "coarse_pyramid": lambda: CoarsePyramid(40),
     "no_attention": no_attention,

@@ -22,6 +22,7 @@ from models import (
 )
 
 Batch = tuple[torch.Tensor, torch.Tensor]
+WHOLE = 2**31  # a pyramid base that no image is larger than
 
 
 def awake(network: nn.Module, seed: int = 0) -> nn.Module:
@@ -275,7 +276,7 @@ def test_without_msse_no_parameter_of_it_exists() -> None:
 
 def test_an_untrained_network_is_its_prefill(batch: Batch) -> None:
     image, mask = batch
-    outputs = InpaintingNetwork(16, pyramid_levels=0).eval()(image, mask)
+    outputs = InpaintingNetwork(16, pyramid_base=WHOLE).eval()(image, mask)
     prefill = push_pull(image * (1 - mask), mask)
     for name in ("coarse", "refined"):
         assert torch.allclose(outputs[name], prefill, atol=1e-6)
@@ -293,7 +294,7 @@ def test_every_stage_and_the_smaller_scales_change_the_output(batch: Batch) -> N
         assert not torch.equal(network(image, mask)["output"], expected)
         with torch.no_grad():
             layer.to_out.weight.copy_(weight)
-    network.pyramid_levels = 0
+    network.pyramid_base = WHOLE
     assert not torch.equal(network(image, mask)["output"], expected)
 
 
@@ -309,7 +310,7 @@ def test_every_parameter_of_every_preset_gets_a_gradient(preset: str, batch: Bat
 
 def test_the_gradients_are_those_of_finite_differences() -> None:
     torch.manual_seed(0)
-    network = awake(InpaintingNetwork(4, bottleneck_depth=1, pyramid_levels=1)).double()
+    network = awake(InpaintingNetwork(4, bottleneck_depth=1, pyramid_base=16)).double()
     image, mask = torch.rand(1, 3, 17, 18, dtype=torch.float64), torch.zeros(1, 1, 17, 18).double()
     mask[..., 3:12, 4:14] = 1
 
@@ -376,7 +377,7 @@ def test_one_batch_is_overfitted_to_30_db() -> None:
     mask[:2, :, 20:44, 16:40] = 1
     mask[2:, :, 10:30, 30:60] = 1
     torch.manual_seed(0)
-    network = InpaintingNetwork(24, pyramid_levels=0)  # the smaller copies add time, not capacity
+    network = InpaintingNetwork(24, pyramid_base=WHOLE)  # the smaller copies add time, not capacity
     criterion = InpaintingLoss()
     optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
     reached = 0.0
