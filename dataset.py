@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import struct
 import sys
@@ -303,6 +304,8 @@ class InpaintingDataset(Dataset):
         mask_root: folder of mask files instead of drawn masks; one whose stem is the image's, or the
             image's with `_mask`, belongs to it and is cropped like it; other images get any of them.
         invert_mask: black, not white, is missing in mask files.
+        min_crop: least side of a training crop, as a share of the picture's shorter side; the side is drawn
+            evenly from there to 1, and the crop scaled to `image_size`.
         cache_dir: where decoded images are kept; None for the user's cache folder.
         flag: what errors call the root.
 
@@ -323,6 +326,7 @@ class InpaintingDataset(Dataset):
         coverage: tuple[float, float] = (0.1, 0.4),
         mask_root: str = "",
         invert_mask: bool = False,
+        min_crop: float = 1.0,
         seed: int = 42,
         cache_dir: str | Path | None = None,
         flag: str = "--train_root",
@@ -334,7 +338,9 @@ class InpaintingDataset(Dataset):
             chosen = np.sort(np.random.default_rng(seed).permutation(len(paths))[:max_images])
             paths, names = [paths[i] for i in chosen], [names[i] for i in chosen]
 
-        short_side = image_size * 3 // 2 if root == SAMPLE else image_size
+        self.min_crop = min_crop if training else 1.0
+        stored_size = math.ceil(image_size / self.min_crop)
+        short_side = stored_size * 3 // 2 if root == SAMPLE else stored_size
         files = sorted(set(paths))
         folder = Path(cache_dir) if cache_dir else default_cache_dir()
         self.pixels = PixelCache(files, short_side, "white", folder, label=flag.lstrip("-"))
@@ -348,7 +354,7 @@ class InpaintingDataset(Dataset):
         items = [(position[path], name) for path, name in zip(paths, names, strict=True) if path in position]
         self.positions = [position for position, _ in items]
         self.names = [name for _, name in items]
-        self.masks = _MaskFolder(Path(mask_root), image_size, invert_mask, folder) if mask_root else None
+        self.masks = _MaskFolder(Path(mask_root), stored_size, invert_mask, folder) if mask_root else None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -367,14 +373,18 @@ class InpaintingDataset(Dataset):
 
         image = self.pixels[self.positions[index]]
         size = self.image_size
-        spare = np.array(image.shape[:2]) - size
+        side = size
+        if self.min_crop < 1:
+            short_side = min(image.shape[:2])
+            side = round(short_side * generator.uniform(max(self.min_crop, size / short_side), 1))
+        spare = np.array(image.shape[:2]) - side
         top, left = generator.integers(0, spare + 1) if self.random_crops else spare // 2
         flip = self.training and generator.random() < 0.5
         if self.masks is None:
             mask = random_mask(size, size, self.coverage, generator)
         else:
-            mask = self.masks.read(name, image.shape[:2], top, left, size, generator)
-        image = image[top : top + size, left : left + size]
+            mask = self.masks.read(name, image.shape[:2], top, left, side, size, generator)
+        image = resize_image(image[top : top + side, left : left + side], size)
         if flip:
             image, mask = image[:, ::-1], mask[:, ::-1]
         return {
@@ -430,6 +440,7 @@ class _MaskFolder:
         shape: tuple[int, ...],
         top: int,
         left: int,
+        side: int,
         size: int,
         generator: np.random.Generator,
     ) -> np.ndarray:
@@ -438,10 +449,11 @@ class _MaskFolder:
         name = stem if f".{extension}".lower() in EXTENSIONS else name
         own = self.index.get(name, self.index.get(name.rpartition("/")[2]))
         grey = self.pixels[int(generator.integers(len(self.pixels))) if own is None else own]
-        target = (size, size) if own is None else (shape[1], shape[0])
         mask = ((grey.mean(axis=2) >= 127.5) != self.invert).astype(np.uint8)
-        mask = cv2.resize(mask, target, interpolation=cv2.INTER_NEAREST)
-        return mask if own is None else mask[top : top + size, left : left + size]
+        if own is not None:
+            mask = cv2.resize(mask, (shape[1], shape[0]), interpolation=cv2.INTER_NEAREST)
+            mask = mask[top : top + side, left : left + side]
+        return cv2.resize(mask, (size, size), interpolation=cv2.INTER_NEAREST)
 
 
 def report_unreadable(dataset: InpaintingDataset) -> None:
@@ -485,6 +497,7 @@ def get_dataloaders(
     coverage: tuple[float, float] = (0.1, 0.4),
     mask_root: str = "",
     invert_mask: bool = False,
+    min_crop: float = 1.0,
     num_workers: int = 2,
     seed: int = 42,
     cache_dir: str | Path | None = None,
@@ -504,7 +517,7 @@ def get_dataloaders(
     shared: dict[str, Any] = {"coverage": coverage, "mask_root": mask_root, "invert_mask": invert_mask}
     shared |= {"seed": seed, "cache_dir": cache_dir}
     train_set = InpaintingDataset(
-        train_root, image_size, max_images=train_subset, flag="--train_root", **shared
+        train_root, image_size, max_images=train_subset, min_crop=min_crop, flag="--train_root", **shared
     )
     val_set = InpaintingDataset(
         val_root, val_size or image_size, training=False, max_images=val_subset, flag="--val_root", **shared

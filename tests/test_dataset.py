@@ -231,6 +231,24 @@ def test_own_masks_are_cropped_like_the_image_and_others_are_drawn(folder: Path,
     assert item["mask"].mean() == pytest.approx(0.6)
 
 
+def test_crops_of_random_size_show_parts_at_full_detail(tmp_path: Path) -> None:
+    ramp = np.broadcast_to(np.linspace(0, 255, 80)[None, :, None], (80, 80, 3)).astype(np.uint8)
+    Image.fromarray(ramp).save(tmp_path / "ramp.png")
+    (tmp_path / "masks").mkdir()
+    Image.fromarray((ramp > 127).astype(np.uint8) * 255).save(tmp_path / "masks" / "ramp.png")
+    data = InpaintingDataset(str(tmp_path), 32, min_crop=0.5, mask_root=str(tmp_path / "masks"), max_images=1)
+    spans = []
+    for epoch in range(60):
+        item = data[epoch]
+        row = item["image"][0, 16]
+        spans.append((row[-1] - row[0]).abs().item())  # the share of the picture's width that is seen
+        assert item["image"].shape == (3, 32, 32)
+        assert (item["mask"][0, 16] == (row > 0.5).float()).float().mean() > 0.9  # the mask moves with it
+    assert 0.45 < min(spans) < 0.6 and 0.88 < max(spans) <= 1
+    validation = InpaintingDataset(str(tmp_path), 32, min_crop=0.5, training=False, max_images=1)
+    assert (validation[0]["image"][0, 16, -1] - validation[0]["image"][0, 16, 0]).abs() > 0.95
+
+
 def test_the_sample_photographs_need_no_folder() -> None:
     train = InpaintingDataset("sample", 32, max_images=20)
     val = InpaintingDataset("sample", 32, training=False, max_images=20)
