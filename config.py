@@ -34,6 +34,7 @@ class Config:
     mask_coverage: tuple[float, float] = setting((0.1, 0.4), "range of missing shares, drawn evenly", "SHARE")
     mask_root: str = setting("", "folder of mask files to use instead of drawn masks", "DIR")
     invert_mask: bool = setting(False, "in mask files black is missing, not white")
+    min_crop: float = setting(1.0, "least side of a training crop, of the image's shorter side", "SHARE")
     num_workers: int = setting(2, "loader processes", "N")
     cache_dir: str = setting("", "where decoded images are kept (default: the user's cache folder)", "DIR")
 
@@ -65,9 +66,11 @@ class Config:
     )
     batch_size: int = setting(8, "images a batch", "IMAGES")
     accumulate: int = setting(1, "batches whose gradients make one step", "BATCHES")
-    lr: float = setting(2e-4, "peak learning rate of AdamW; falls to 1 %% by a cosine", "RATE")
+    optimizer: str = setting("adamw", "adamw, or muon: Muon for matrices and AdamW for the rest", "NAME")
+    lr: float = setting(2e-4, "peak learning rate; falls to 1 %% by a cosine", "RATE")
     warmup: float = setting(0.02, "share of the run in which the learning rate rises", "SHARE")
-    weight_decay: float = setting(1e-4, "AdamW's weight decay", "W")
+    decay: float = setting(1.0, "share of the run, at its end, in which it falls", "SHARE")
+    weight_decay: float = setting(1e-4, "weight decay, decoupled from the gradient", "W")
     grad_clip: float = setting(1.0, "largest norm of the gradient", "NORM")
     ema_decay: float = setting(
         0.999, "decay a step of the averaged weights, which are validated and kept", "SHARE"
@@ -156,7 +159,7 @@ class Config:
             "use_structure_encoder",
             "bottleneck_depth",
             "refinement_depth",
-            "pyramid_levels",
+            "pyramid_base",
         )
         return {name: getattr(self, name) for name in names}
 

@@ -25,6 +25,7 @@ from losses import InpaintingLoss
 from metric_tracker import MetricsTracker
 from metrics import MetricsCalculator, lpips_score
 from models import InpaintingNetwork, attention_heatmaps
+from optimizer import Muon
 from utils import (
     UserError,
     atomic_path,
@@ -39,6 +40,7 @@ from utils import (
 
 FINAL_LR = 0.01  # share of the peak learning rate left at the end
 NUM_PICTURES = 4  # validation images drawn
+LEAST_MATRIX = 16  # channels
 
 
 class Interrupted(Exception):
@@ -70,16 +72,33 @@ class StopSignal:
             signal.signal(each, signal.SIG_DFL)
 
 
-def lr_factor(progress: float, warmup: float) -> float:
-    """The learning rate's share of its peak: a linear rise over `warmup`, then a cosine down to `FINAL_LR`.
+def lr_factor(progress: float, warmup: float, decay: float) -> float:
+    """The learning rate's share of its peak: a linear rise, the peak, then a cosine down to `FINAL_LR`.
 
     Args:
         progress: the done share of the run, in [0, 1].
+        warmup, decay: the shares of the run, at its start and at its end, of the rise and of the fall.
     """
     if progress < warmup:
         return (progress + 0.01 * warmup) / (1.01 * warmup)
-    done = (progress - warmup) / (1 - warmup)
+    done = max(0.0, progress - max(warmup, 1 - decay)) / min(decay, 1 - warmup)
     return FINAL_LR + (1 - FINAL_LR) * (1 + math.cos(math.pi * done)) / 2
+
+
+def make_optimizers(network: nn.Module, name: str, fused: bool) -> list[torch.optim.Optimizer]:
+    """AdamW for all weights, or Muon for the matrices among them and AdamW for the rest.
+
+    A matrix is a convolution of at least `LEAST_MATRIX` channels on its smaller side.
+    """
+    matrices = [
+        parameter
+        for parameter in network.parameters()
+        if name == "muon" and parameter.ndim == 4 and min(parameter.flatten(1).shape) >= LEAST_MATRIX
+    ]
+    chosen = {id(parameter) for parameter in matrices}
+    rest = [parameter for parameter in network.parameters() if id(parameter) not in chosen]
+    adamw = torch.optim.AdamW(rest, betas=(0.9, 0.99), fused=fused)
+    return [Muon(matrices), adamw] if matrices else [adamw]
 
 
 def ema_update(decay: float) -> Callable[[Any, Any, torch.Tensor | int], None]:
@@ -104,12 +123,7 @@ class Run:
         memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         self.model = InpaintingNetwork(**config.architecture()).to(device).to(memory_format=memory_format)
         self.ema = AveragedModel(self.model, multi_avg_fn=ema_update(config.ema_decay))
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(),
-            lr=config.lr,
-            weight_decay=config.weight_decay,
-            fused=device.type == "cuda",
-        )
+        self.optimizers = make_optimizers(self.model, config.optimizer, fused=device.type == "cuda")
         self.amp_dtype = None
         if config.amp and device.type == "cuda":
             self.amp_dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
@@ -134,7 +148,7 @@ class Run:
             "model": self.model.state_dict(),
             "ema": self.ema.module.state_dict(),
             "num_averaged": int(self.ema.n_averaged),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "scaler": self.scaler.state_dict(),
             "history": self.tracker.rows,
             "counters": {name: getattr(self, name) for name in self.COUNTERS},
@@ -157,7 +171,8 @@ class Run:
         self.model.load_state_dict(state["model"])
         self.ema.module.load_state_dict(state["ema"])
         self.ema.n_averaged.fill_(state["num_averaged"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved_state in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved_state)
         if state["scaler"]:  # empty if it was not float16 that was trained
             self.scaler.load_state_dict(state["scaler"])
         self.tracker = MetricsTracker(state["history"])
@@ -201,9 +216,10 @@ def train_step(
         UserError: if the loss is not finite.
     """
     config = run.config
-    for group in run.optimizer.param_groups:
-        group["lr"] = config.lr * lr_factor(progress, config.warmup)
-        group["weight_decay"] = config.weight_decay
+    for optimizer in run.optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = config.lr * lr_factor(progress, config.warmup, config.decay)
+            group["weight_decay"] = config.weight_decay
     num_images = sum(len(batch["image"]) for batch in batches)
     means: dict[str, float] = {}
     for batch in batches:
@@ -219,11 +235,13 @@ def train_step(
         raise UserError(
             f"the loss is {means['total']} in epoch {run.epoch + 1}, step {run.step}: try a lower --lr"
         )
-    run.scaler.unscale_(run.optimizer)
+    for optimizer in run.optimizers:
+        run.scaler.unscale_(optimizer)
     norm = nn.utils.clip_grad_norm_(run.model.parameters(), config.grad_clip)
-    run.scaler.step(run.optimizer)
+    for optimizer in run.optimizers:
+        run.scaler.step(optimizer)
+        optimizer.zero_grad(set_to_none=True)
     run.scaler.update()
-    run.optimizer.zero_grad(set_to_none=True)
     run.ema.update_parameters(run.model)
     return means | {"grad_norm": norm.item()}
 
@@ -419,7 +437,7 @@ def log_step(
         writer.add_scalar("train/grad_norm" if name == "grad_norm" else f"loss/{name}", value, run.step)
     for name, value in weights.items():
         writer.add_scalar(f"weight/{name}", value, run.step)
-    writer.add_scalar("train/lr", run.optimizer.param_groups[0]["lr"], run.step)
+    writer.add_scalar("train/lr", run.optimizers[0].param_groups[0]["lr"], run.step)
     writer.add_scalar("train/images_per_s", images_per_s, run.step)
 
 
@@ -442,7 +460,7 @@ def finish_epoch(run: Run, batches: int, val_loader: DataLoader, writer: Any, fo
         step=run.step,
         images=run.images,
         size=run.size,
-        lr=run.optimizer.param_groups[0]["lr"],
+        lr=run.optimizers[0].param_groups[0]["lr"],
         grad_norm=means["grad_norm"],
         images_per_s=num_images / seconds,
     )
@@ -475,6 +493,7 @@ def make_loaders(run: Run) -> tuple[DataLoader, DataLoader]:
         coverage=config.mask_coverage,
         mask_root=config.mask_root,
         invert_mask=config.invert_mask,
+        min_crop=config.min_crop,
         num_workers=config.num_workers,
         seed=config.seed,
         cache_dir=config.cache_dir or None,

@@ -10,11 +10,12 @@ EDGES = {
     "msse": set(),
     "metric_tracker": set(),
     "models": {"msse"},
+    "optimizer": set(),
     "config": {"utils"},
     "losses": {"utils"},
     "metrics": {"utils"},
     "dataset": {"utils"},
-    "train": {"config", "dataset", "losses", "metric_tracker", "metrics", "models", "utils"},
+    "train": {"config", "dataset", "losses", "metric_tracker", "metrics", "models", "optimizer", "utils"},
     "test": {"config", "dataset", "metrics", "models", "utils"},
     "quick_train": {"train"},
 }

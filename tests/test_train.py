@@ -18,6 +18,8 @@ from losses import InpaintingLoss
 from train import FINAL_LR, Interrupted, Run, ema_update, lr_factor, main, train, train_step
 from utils import UserError, load_checkpoint
 
+MUON = {"optimizer": "muon", "base_channels": 16}
+
 
 @pytest.fixture
 def config(folder: Path, tmp_path: Path) -> Config:
@@ -57,11 +59,14 @@ def assert_same(a: Any, b: Any, where: str = "", skipped: tuple[str, ...] = ()) 
 
 
 def test_the_learning_rate_rises_then_falls_to_one_percent() -> None:
-    assert 0 < lr_factor(0, 0.1) < 0.02
-    assert lr_factor(0.1, 0.1) == pytest.approx(1)
-    assert lr_factor(0.55, 0.1) == pytest.approx((1 + FINAL_LR) / 2)
-    assert lr_factor(1, 0.1) == pytest.approx(FINAL_LR)
-    assert lr_factor(0, 0) == 1
+    assert 0 < lr_factor(0, 0.1, 1) < 0.02
+    assert lr_factor(0.1, 0.1, 1) == pytest.approx(1)
+    assert lr_factor(0.55, 0.1, 1) == pytest.approx((1 + FINAL_LR) / 2)
+    assert lr_factor(1, 0.1, 1) == pytest.approx(FINAL_LR)
+    assert lr_factor(0, 0, 1) == 1
+    assert lr_factor(0.1, 0.1, 0.3) == lr_factor(0.7, 0.1, 0.3) == 1  # a trapezoid
+    assert lr_factor(0.85, 0.1, 0.3) == pytest.approx((1 + FINAL_LR) / 2)
+    assert lr_factor(1, 0.1, 0.3) == pytest.approx(FINAL_LR)
 
 
 def test_the_average_forgets_its_first_steps() -> None:
@@ -109,7 +114,7 @@ def test_tensorboard_gets_every_scalar_and_picture(config: Config) -> None:
     assert len(events.Scalars("loss/total")) == 3
 
 
-@pytest.mark.parametrize("changes", [{}, {"accumulate": 2, "progressive": "16:0.3"}])
+@pytest.mark.parametrize("changes", [{}, {"accumulate": 2, "progressive": "16:0.3"}, MUON])
 def test_a_resumed_run_equals_the_uninterrupted_one(config: Config, changes: dict, tmp_path: Path) -> None:
     whole = dataclasses.replace(config, save_dir=str(tmp_path / "whole"), checkpoint_interval=1, **changes)
     train(whole)
@@ -142,6 +147,18 @@ def test_a_stopped_run_saves_and_goes_on_as_if_nothing_had_been(
     train(stopped)
     assert_same(state_of(tmp_path / "whole"), state_of(tmp_path / "stopped"))
     assert (tmp_path / "stopped" / "checkpoints" / "best_model.pth").exists()
+
+
+def test_muon_takes_the_matrices_and_adamw_the_rest(config: Config) -> None:
+    run = Run(dataclasses.replace(config, **MUON), torch.device("cpu"))
+    muon, adamw = ([p for g in o.param_groups for p in g["params"]] for o in run.optimizers)
+    assert {id(p) for p in run.model.parameters()} == {id(p) for p in (*muon, *adamw)}
+    assert len(muon) + len(adamw) == len(list(run.model.parameters()))
+    names = {id(p): name for name, p in run.model.named_parameters()}
+    assert "coarse_decoder.bottleneck.0.conv1.weight" in {names[id(p)] for p in muon}
+    assert "refinement_decoder.to_rgb.weight" in {names[id(p)] for p in adamw}  # three channels
+    (alone,) = Run(config, torch.device("cpu")).optimizers
+    assert type(alone) is torch.optim.AdamW
 
 
 def test_two_small_batches_make_the_step_of_one_large(config: Config, folder: Path) -> None:
