@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from config import OneLineParser
 from dataset import MAX_GREY, InpaintingDataset, read_image, read_mask, report_unreadable
+from inference import WHOLE, Inpainter, load_network
 from metrics import MetricsCalculator, lpips_score
 from models import InpaintingNetwork, attention_heatmaps
 from utils import (
@@ -25,21 +26,12 @@ from utils import (
     atomic_path,
     comparison_grid,
     heatmap_grid,
-    load_checkpoint,
     seed_everything,
     select_device,
 )
 
 MAX_ROWS = 16  # of test_results.png
 TELEA_RADIUS = 3  # pixels
-
-
-def load_network(path: Path, device: torch.device) -> tuple[InpaintingNetwork, dict[str, Any]]:
-    """The averaged weights of a checkpoint, in the architecture that it names, and its run's settings."""
-    state = load_checkpoint(path, "--checkpoint")
-    network = InpaintingNetwork(**state["architecture"])
-    network.load_state_dict(state["ema"])
-    return network.to(device).to(memory_format=torch.channels_last).eval(), state["config"]
 
 
 def telea(image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -158,22 +150,35 @@ def fill_image(network: InpaintingNetwork, args: argparse.Namespace) -> None:
     if grey > MAX_GREY:
         print(f"note: {grey:.0%} of {args.mask_path} is grey; taken as missing from 50 % up", file=sys.stderr)
 
-    image = torch.from_numpy(pixels.astype(np.float32) / 255).permute(2, 0, 1)[None].to(device)
-    mask = torch.from_numpy(hole.astype(np.float32))[None, None].to(device)
-    outputs = network(image, mask, return_attention=args.save_attention)
-    write_png(np.where(hole[:, :, None] > 0, to_bytes(outputs["output"])[0], pixels), target_file)
+    filled = Inpainter(network)(pixels, hole)
+    write_png(filled, target_file)
     print(f"{target_file}: {hole.mean():.1%} of {pixels.shape[1]}×{pixels.shape[0]} pixels filled")
-    if args.save_attention:
-        save_attention(network, image, mask, outputs, [name], folder / "attention")
     if truth is not None:
-        target = torch.from_numpy(truth.astype(np.float32) / 255).permute(2, 0, 1)[None].to(device)
         calculator = MetricsCalculator(use_lpips=args.use_lpips, lpips_weights=args.lpips_weights or None)
-        calculator.update(outputs["output"], target, mask)
+        mask = torch.from_numpy(hole[None, None].astype(np.float32)).to(device)
+        calculator.update(to_unit(filled, device), to_unit(truth, device), mask)
         write_json(
             {"checkpoint": str(args.checkpoint), "output": calculator.compute()}, folder / "metrics.json"
         )
-        save_image(comparison_grid(target, mask, outputs), folder / "test_results.png")
         print(", ".join(f"{metric} {value:.4g}" for metric, value in calculator.compute().items()))
+    if args.save_attention or truth is not None:  # pictures for people: no larger than one piece
+        size = tuple(max(1, round(side * min(1, WHOLE / max(hole.shape)))) for side in hole.shape[::-1])
+        small = [
+            cv2.resize(each, size, interpolation=cv2.INTER_AREA)
+            for each in (pixels, pixels if truth is None else truth)
+        ]
+        image, target = (to_unit(each, device) for each in small)
+        mask = torch.from_numpy(cv2.resize(hole, size, interpolation=cv2.INTER_NEAREST)[None, None]).to(image)
+        outputs = network(image, mask, return_attention=True)
+        if args.save_attention:
+            save_attention(network, image, mask, outputs, [name], folder / "attention")
+        if truth is not None:
+            save_image(comparison_grid(target, mask, outputs), folder / "test_results.png")
+
+
+def to_unit(pixels: np.ndarray, device: torch.device) -> torch.Tensor:
+    """(H, W, 3) uint8 to (1, 3, H, W) in [0, 1]."""
+    return torch.from_numpy(pixels.astype(np.float32) / 255).permute(2, 0, 1)[None].to(device)
 
 
 def named(read: Any, path: Path, flag: str) -> Any:
@@ -282,11 +287,11 @@ def main(argv: list[str] | None = None) -> int:
             Path(args.save_dir).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"--save_dir: cannot write to {args.save_dir}: {error.strerror}") from None
-        network, config = load_network(Path(args.checkpoint), select_device(args.device))
+        network, state = load_network(args.checkpoint, select_device(args.device))
         if args.image_path:
             fill_image(network, args)
             return 0
-        args.image_size = args.image_size or config["image_size"]
+        args.image_size = args.image_size or state["config"]["image_size"]
         dataset = InpaintingDataset(
             args.test_root,
             args.image_size,

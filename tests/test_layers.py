@@ -11,12 +11,13 @@ EDGES = {
     "metric_tracker": set(),
     "models": {"msse"},
     "optimizer": set(),
+    "inference": {"models", "utils"},
     "config": {"utils"},
     "losses": {"utils"},
     "metrics": {"utils"},
     "dataset": {"utils"},
     "train": {"config", "dataset", "losses", "metric_tracker", "metrics", "models", "optimizer", "utils"},
-    "test": {"config", "dataset", "metrics", "models", "utils"},
+    "test": {"config", "dataset", "inference", "metrics", "models", "utils"},
     "quick_train": {"train"},
 }
 

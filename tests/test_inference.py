@@ -1,0 +1,313 @@
+"""Any picture, any hole: what is outside stays, small pictures get the network's own, large ones are tiled."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import photograph
+from PIL import Image
+
+import inference
+from inference import (
+    CELL,
+    OVERLAP,
+    Inpainter,
+    as_hole,
+    crops,
+    enlarge,
+    find_weights,
+    halve,
+    inpaint,
+    load_network,
+    tiles,
+)
+from models import InpaintingNetwork, pull, resize
+from utils import UserError, save_checkpoint
+
+
+@pytest.fixture(scope="module")
+def network() -> InpaintingNetwork:
+    torch.manual_seed(0)
+    network = InpaintingNetwork(4, bottleneck_depth=1)
+    generator = torch.Generator().manual_seed(0)
+    for layer in (network.coarse_decoder.to_rgb, network.refinement_decoder.to_rgb):
+        layer.weight.data.normal_(0, 0.02, generator=generator)  # away from zero: the output is the network's
+    return network.eval()
+
+
+@pytest.fixture(scope="module")
+def inpainter(network: InpaintingNetwork) -> Inpainter:
+    inpainter = Inpainter(network)
+    inpainter.tile = 128  # so that small pictures exercise tiles
+    return inpainter
+
+
+def picture(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    hole = np.zeros((height, width), bool)
+    hole[height // 4 : height // 2 + 1, width // 3 : 2 * width // 3 + 1] = True
+    return photograph(height, width), hole
+
+
+KINDS: list[Any] = [
+    lambda p: p,
+    lambda p: p[:, :, 0],
+    lambda p: p[:, :, :1],
+    lambda p: np.dstack([p, p[:, :, 0]]),
+    lambda p: p.astype(np.uint16) * 257,
+    lambda p: p[:, :, 0].astype(np.uint16) * 257,
+    lambda p: p.astype(np.float32) / 255,
+    lambda p: p.astype(np.float64) / 255,
+    lambda p: torch.from_numpy(p).permute(2, 0, 1),
+    lambda p: torch.from_numpy(p / 255).permute(2, 0, 1)[None].repeat(2, 1, 1, 1),
+    lambda p: Image.fromarray(p),
+    lambda p: Image.fromarray(p).convert("L"),
+    lambda p: Image.fromarray(p).convert("LA"),
+    lambda p: Image.fromarray(np.dstack([p, p[:, :, 0]])),
+    lambda p: Image.fromarray(p[:, :, 0].astype(np.uint16) * 257),
+]
+
+
+@pytest.mark.parametrize("kind", range(len(KINDS)))
+def test_the_result_is_of_the_images_kind_and_equal_outside_the_hole(kind: int, inpainter: Inpainter) -> None:
+    pixels, hole = picture(40, 50)
+    image = KINDS[kind](pixels)
+    result = inpainter(image, hole)
+    assert type(result) is type(image)
+    if isinstance(image, Image.Image):
+        assert result.mode == image.mode
+    before, after = (np.asarray(each) for each in (image, result))
+    if isinstance(image, torch.Tensor):
+        before, after = (np.moveaxis(each, -3, -1) for each in (before, after))
+    assert before.shape == after.shape and before.dtype == after.dtype
+    outside, inside = (np.s_[..., ~hole, :], np.s_[..., hole, :]) if before.ndim > 2 else (~hole, hole)
+    assert np.array_equal(before[outside], after[outside])
+    assert not np.array_equal(before[inside], after[inside])
+    if before.shape[-1] == 4 and before.ndim == 3:
+        assert np.array_equal(before[:, :, 3], after[:, :, 3])  # alpha stays
+
+
+def test_all_depths_agree(inpainter: Inpainter) -> None:
+    pixels, hole = picture(48, 40)
+    eight = inpainter(pixels, hole) / 255
+    sixteen = inpainter(pixels.astype(np.uint16) * 257, hole) / 65535
+    single = inpainter(pixels.astype(np.float32) / 255, hole)
+    assert np.abs(eight - single).max() <= 0.5 / 255 + 1e-6
+    assert np.abs(sixteen - single).max() <= 0.5 / 65535 + 1e-6
+
+
+def test_a_small_picture_gets_exactly_what_the_network_gives(network: InpaintingNetwork) -> None:
+    pixels, hole = picture(60, 70)
+    tensor = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
+    with torch.no_grad():
+        expected = network(tensor, torch.from_numpy(hole)[None, None].float())["output"]
+    assert torch.equal(Inpainter(network)(tensor, hole), expected)
+
+
+def test_lists_and_masks_for_all(inpainter: Inpainter) -> None:
+    pixels, hole = picture(30, 40)
+    one = inpainter(pixels, hole)
+    for masks in (hole, [hole, hole]):
+        both = inpainter([pixels, Image.fromarray(pixels)], masks)
+        assert np.array_equal(both[0], one) and np.array_equal(np.asarray(both[1]), one)
+    with pytest.raises(ValueError, match="2 images but 1 masks"):
+        inpainter([pixels, pixels], [hole])
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        lambda h: h,
+        lambda h: h.astype(np.uint8),
+        lambda h: h.astype(np.uint8) * 255,
+        lambda h: h.astype(np.uint16) * 65535,
+        lambda h: h.astype(np.float32)[:, :, None],
+        lambda h: torch.from_numpy(h)[None].float(),
+        lambda h: Image.fromarray(h),
+        lambda h: Image.fromarray(h.astype(np.uint8) * 255).convert("RGB"),
+    ],
+)
+def test_masks_of_every_kind(mask: Any) -> None:
+    hole = picture(20, 30)[1]
+    assert np.array_equal(as_hole(mask(hole)), hole)
+
+
+@pytest.mark.parametrize(
+    ("image", "mask", "message"),
+    [
+        (
+            np.zeros((4, 4, 3), np.uint8),
+            np.zeros((4, 5), bool),
+            r"mask is \(4, 5\), but the image is \(4, 4\)",
+        ),
+        (np.zeros((4, 4, 3), np.int32), np.zeros((4, 4), bool), "uint8, uint16 or float, got int32"),
+        (np.zeros((4, 4, 2), np.uint8), np.zeros((4, 4), bool), r"got \(4, 4, 2\)"),
+        (np.full((4, 4, 3), np.nan, np.float32), np.zeros((4, 4), bool), r"in \[0, 1\]"),
+        (np.full((4, 4, 3), 255.0), np.zeros((4, 4), bool), r"in \[0, 1\]"),
+        (torch.zeros(2, 4, 4), np.zeros((4, 4), bool), r"got \(2, 4, 4\)"),
+        (torch.zeros(2, 3, 4, 4), torch.zeros(3, 1, 4, 4), "2 images but 3 masks"),
+        (np.zeros((4, 4, 3), np.uint8), np.full((4, 4), np.nan), "finite"),
+        (np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4, 2)), r"got \(4, 4, 2\)"),
+        (np.zeros((4, 4, 3), np.uint8), "mask.png", "got str"),
+        ("image.png", np.zeros((4, 4), bool), "got str"),
+    ],
+)
+def test_what_cannot_be_taken_is_refused_by_name(
+    image: Any, mask: Any, message: str, inpainter: Inpainter
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        inpainter(image, mask)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 700), (3, 10), (300, 300), (129, 401)])
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.9, 1.0])
+def test_any_size_and_share(size: tuple[int, int], share: float, inpainter: Inpainter) -> None:
+    hole = np.random.default_rng(0).random(size) < share
+    pixels = photograph(*size)
+    result = inpainter(pixels, hole)
+    assert np.array_equal(result[~hole], pixels[~hole])
+    assert result.shape == pixels.shape
+
+
+def test_crops_hold_every_hole_once_with_context(generator: np.random.Generator) -> None:
+    for _ in range(30):
+        hole = np.zeros(generator.integers(200, 1500, 2), bool)
+        for _ in range(generator.integers(1, 6)):
+            top, left = (generator.integers(0, side - 8) for side in hole.shape)
+            hole[top : top + generator.integers(1, 200), left : left + generator.integers(1, 200)] = True
+        times = np.zeros(hole.shape, int)
+        for region in crops(hole, 256):
+            times[region] += 1
+        assert (times[hole] == 1).all()
+    assert crops(np.zeros((900, 900), bool), 256) == []
+
+
+def test_a_small_hole_in_a_large_picture_is_a_small_crop() -> None:
+    hole = np.zeros((3000, 4000), bool)
+    hole[1000:1100, 2000:2150] = hole[10:20, 3980:3990] = True
+    sizes = sorted((r.stop - r.start, c.stop - c.start) for r, c in crops(hole, 512))
+    assert sizes == [(256, 256), (480, 480)]
+    for rows, columns in crops(hole, 512):
+        assert rows.start % CELL == columns.start % CELL == 0
+
+
+def test_halves_are_the_networks_own(generator: np.random.Generator) -> None:
+    pixels, hole = photograph(1101, 75), generator.random((1101, 75)) < 0.4
+    image = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
+    mask = torch.from_numpy(hole)[None, None].float()
+    expected, expected_mask = pull(image.masked_fill(mask > 0, 0), mask)
+    half, half_hole = halve(pixels, hole)
+    np.testing.assert_allclose(half, expected[0].permute(1, 2, 0).numpy(), atol=1e-6)
+    assert np.array_equal(half_hole, expected_mask[0, 0].numpy() > 0)
+
+
+def test_an_enlarged_region_is_cut_from_the_enlarged_whole(generator: np.random.Generator) -> None:
+    pixels = generator.random((40, 50, 3)).astype(np.float32)
+    whole = resize(torch.from_numpy(pixels).permute(2, 0, 1)[None], like=torch.zeros(1, 3, 80, 100))
+    for region in (np.s_[0:32, 0:32], np.s_[20:52, 64:96], np.s_[48:80, 68:100]):
+        expected = whole[0].permute(1, 2, 0).numpy()[region]
+        np.testing.assert_allclose(enlarge(pixels, region), expected, atol=1e-6)
+
+
+def test_tiles_cover_what_is_needed_and_rise_without_a_step(generator: np.random.Generator) -> None:
+    for _ in range(300):
+        length, side = int(generator.integers(1, 1000)), int(generator.choice([128, 192, 256]))
+        needed = np.zeros(length, bool)
+        first = generator.integers(0, length)
+        needed[first : generator.integers(first, length) + 1] = True
+        blended, covered = np.zeros(length), np.zeros(length, bool)
+        spans = tiles(needed, side)
+        for number, (span, rise) in enumerate(spans):
+            assert span.start % 2 == 0 and span.stop - span.start == len(rise) <= side
+            blended[span] = rise * number + (1 - rise) * blended[span]
+            covered[span] = True
+        assert covered[needed].all()
+        steps = np.abs(np.diff(blended[needed])).max(initial=0)
+        assert steps < 4 / OVERLAP  # a cut would be 1
+
+
+def test_bands_and_tiles_blend_in_both_directions(monkeypatch: pytest.MonkeyPatch) -> None:
+    inpainter = Inpainter(InpaintingNetwork(4, bottleneck_depth=1).eval())
+    inpainter.tile = 128
+    shades = iter(range(10**6))
+    monkeypatch.setattr(
+        inpainter,
+        "_run",
+        lambda pixels, *_: np.full((*pixels.shape[:2], 3), next(shades) % 3 / 2, np.float32),
+    )
+    filled = inpainter(np.zeros((500, 400, 3), np.float32), np.ones((500, 400), bool))[:, :, 0]
+    assert filled.max() - filled.min() > 0.9
+    assert max(np.abs(np.diff(filled, axis=axis)).max() for axis in (0, 1)) < 0.05
+
+
+def test_tiled_equals_whole_where_the_network_is_its_prefill() -> None:
+    """An untrained network returns its prefill: in tiles that is the same picture, without a seam."""
+    untrained = InpaintingNetwork(4, bottleneck_depth=1).eval()
+    pixels, hole = picture(400, 480)
+    tiled, whole = Inpainter(untrained), Inpainter(untrained)
+    tiled.tile = 128
+    assert np.abs(tiled(pixels, hole).astype(int) - whole(pixels, hole)).max() <= 2
+
+
+def test_flip_and_passes_change_the_result_and_a_mirrored_picture_gets_a_mirrored_one(
+    network: InpaintingNetwork,
+) -> None:
+    pixels, hole = picture(48, 64)
+    plain = Inpainter(network)(pixels, hole)
+    flip = Inpainter(network, flip=True)
+    assert not np.array_equal(flip(pixels, hole), plain)
+    mirrored = flip(pixels[:, ::-1], hole[:, ::-1])[:, ::-1]
+    assert np.abs(mirrored.astype(int) - flip(pixels, hole)).max() <= 1
+    assert not np.array_equal(Inpainter(network, passes=2)(pixels, hole), plain)
+    with pytest.raises(ValueError, match="passes must be at least 1"):
+        Inpainter(network, passes=0)
+
+
+def test_less_memory_means_smaller_tiles(network: InpaintingNetwork) -> None:
+    sides = [Inpainter(network, max_memory=gib * 2**30).tile for gib in (0.1, 0.6, 1, 8)]
+    assert sides == sorted(sides) and sides[0] == inference.SMALLEST_TILE and sides[-1] == inference.WHOLE
+    assert len(set(sides)) > 2
+
+
+def test_out_of_memory_halves_the_tile_and_goes_on(
+    network: InpaintingNetwork, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pixels, hole = picture(300, 300)
+    expected = Inpainter(network)
+    expected.tile = 128
+    scarce = Inpainter(network)
+    run = Inpainter._run
+
+    def limited(self: Inpainter, image: np.ndarray, *arguments: Any) -> np.ndarray:
+        if max(image.shape) > 150:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+        return run(self, image, *arguments)
+
+    monkeypatch.setattr(Inpainter, "_run", limited)
+    assert np.array_equal(scarce(pixels, hole), expected(pixels, hole))
+    assert "out of memory; going on with tiles of 128 pixels" in capsys.readouterr().err
+    monkeypatch.setattr(Inpainter, "_run", lambda *_: (_ for _ in ()).throw(MemoryError()))
+    with pytest.raises(MemoryError):
+        scarce(pixels, hole)
+
+
+def test_weights_are_found_by_name_or_path(
+    network: InpaintingNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    architecture = {"base_channels": 4, "bottleneck_depth": 1}
+    half = {name: value.half() for name, value in network.state_dict().items()}
+    save_checkpoint({"architecture": architecture, "ema": half, "config": {}}, tmp_path / "default.pth")
+    monkeypatch.setattr(inference, "WEIGHTS", tmp_path)
+    assert find_weights(None) == find_weights("default") == tmp_path / "default.pth"
+    assert find_weights(tmp_path / "default.pth") == tmp_path / "default.pth"
+    pixels, hole = picture(32, 32)
+    inference._bundled.cache_clear()
+    ours = inpaint(pixels, hole)
+    inference._bundled.cache_clear()
+    assert np.abs(ours.astype(int) - Inpainter(network)(pixels, hole)).max() <= 1
+    with pytest.raises(UserError, match="--checkpoint: no such file: fast"):
+        load_network("fast", torch.device("cpu"))
+    save_checkpoint({"architecture": {"base_channels": 6}, "ema": half, "config": {}}, tmp_path / "other.pth")
+    with pytest.raises(UserError, match="another version of this project"):
+        load_network("other", torch.device("cpu"))
