@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from models import InpaintingNetwork, pull
-from utils import UserError, load_checkpoint, select_device
+from utils import UserError, load_checkpoint, select_device, weights_digest
 
 WEIGHTS = Path(__file__).parent / "weights"  # those that come with the project
 WHOLE = 512  # pixels a side up to which the network completes a picture in one piece
@@ -49,6 +49,8 @@ def load_network(
     """
     path = find_weights(name)
     state = load_checkpoint(path, flag)
+    if "sha256" in state and state["sha256"] != weights_digest(state["ema"]):
+        raise UserError(f"{flag}: the weights in {path} are not what its SHA-256 says: fetch it again")
     try:
         network = InpaintingNetwork(**state["architecture"])
         network.load_state_dict(state["ema"])

@@ -1,6 +1,7 @@
 """What several modules share: the user's errors, seeds, devices, the rim of a hole, atomic checkpoints."""
 
 import contextlib
+import hashlib
 import os
 import pickle
 import random
@@ -148,6 +149,15 @@ def load_checkpoint(path: Path, flag: str) -> dict[str, Any]:
     if not isinstance(state, dict) or state.get("format") != CHECKPOINT_FORMAT:
         raise UserError(f"{flag}: not a checkpoint of this project: {path}")
     return state
+
+
+def weights_digest(weights: dict[str, torch.Tensor]) -> str:
+    """SHA-256 of names, types, shapes and values of tensors, whatever their order."""
+    digest = hashlib.sha256()
+    for name, value in sorted(weights.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _load_tensors(path: Path, flag: str, kind: str) -> Any:

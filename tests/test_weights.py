@@ -1,0 +1,98 @@
+"""Weights files: what pack.py writes is what load_network reads, and a changed file is refused."""
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import REPOSITORY, photograph
+
+from inference import Inpainter, load_network
+from models import InpaintingNetwork
+from utils import UserError, load_checkpoint, save_checkpoint, weights_digest
+
+ARCHITECTURE = {"base_channels": 4, "bottleneck_depth": 1}
+
+
+@pytest.fixture(scope="module")
+def pack() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("pack", REPOSITORY / "weights" / "pack.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    state: dict[str, Any] = {
+        "architecture": ARCHITECTURE,
+        "ema": InpaintingNetwork(**ARCHITECTURE).state_dict(),
+    }
+    state["config"] = {"lr": 0.1, "train_root": "/home/someone/pictures"}
+    state["counters"] = {"epoch": 1, "step": 2, "images": 3, "elapsed_s": 4.0, "size": 64}
+    save_checkpoint(state, tmp_path / "best.pth")
+    return tmp_path / "best.pth"
+
+
+def test_packed_weights_complete_a_picture_like_the_checkpoint(
+    pack: ModuleType, checkpoint: Path, tmp_path: Path
+) -> None:
+    report, packed = tmp_path / "metrics.json", tmp_path / "packed.pth"
+    report.write_text(json.dumps({"images": 7}))
+    arguments = [str(checkpoint), str(packed), "--data", "seven pictures", "--metrics", str(report)]
+    assert pack.main(arguments) == 0
+    state = load_checkpoint(packed, "--checkpoint")
+    assert state["data"] == "seven pictures" and state["metrics"] == [{"images": 7}]
+    assert state["config"] == {"lr": 0.1}  # nobody's folders
+    assert all(value.dtype == torch.float16 for value in state["ema"].values())
+    assert packed.stat().st_size < 0.7 * checkpoint.stat().st_size
+    pixels, hole = photograph(40, 40), np.eye(40, dtype=bool)
+    results = [
+        Inpainter.from_checkpoint(path, "cpu")(pixels, hole).astype(int) for path in (checkpoint, packed)
+    ]
+    assert np.abs(results[0] - results[1]).max() <= 1
+
+
+def test_changed_weights_are_refused(pack: ModuleType, checkpoint: Path, tmp_path: Path) -> None:
+    content = pack.pack(checkpoint, "data", [])
+    content["ema"]["embed.bias"][0] += 1
+    save_checkpoint(content, tmp_path / "changed.pth")
+    with pytest.raises(UserError, match="not what its SHA-256 says"):
+        load_network(tmp_path / "changed.pth", torch.device("cpu"))
+
+
+def test_the_digest_is_of_names_types_shapes_and_values() -> None:
+    weights = {"a": torch.arange(6.0).reshape(1, 2, 3, 1), "b": torch.ones(2)}
+    digest = weights_digest(weights)
+    assert digest == weights_digest(dict(reversed(weights.items())))
+    assert digest == weights_digest(weights | {"a": weights["a"].to(memory_format=torch.channels_last)})
+    others = [
+        weights | {"a": weights["a"].reshape(2, 3)},
+        weights | {"b": torch.ones(2).half()},
+        {"a": weights["a"]},
+    ]
+    assert len({digest, *map(weights_digest, others)}) == 4
+
+
+def test_mistakes_are_one_line(
+    pack: ModuleType, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wide = load_checkpoint(checkpoint, "")
+    wide["ema"]["embed.bias"][0] = 1e6
+    save_checkpoint(wide, tmp_path / "wide.pth")
+    for arguments, message in (
+        ([str(tmp_path / "none.pth")], "CHECKPOINT: no such file"),
+        ([str(tmp_path / "wide.pth")], "embed.bias does not fit half precision"),
+        ([str(checkpoint), "--metrics", str(tmp_path / "none.json")], "--metrics: "),
+    ):
+        first, *rest = arguments
+        assert pack.main([first, str(tmp_path / "out.pth"), "--data", "x", *rest]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("pack.py: error: ") and message in error and error.count("\n") == 1
+    assert not (tmp_path / "out.pth").exists()
