@@ -29,7 +29,7 @@ class Config:
     val_subset: int = setting(1_000, "at most this many validation images; 0 for all", "IMAGES")
     image_size: int = setting(256, "side of the square crops", "PIXELS")
     progressive: str = setting(
-        "", "smaller sizes of the first epochs, and their shares of the run: 64:0.4,128:0.3", "PLAN"
+        "", "smaller sizes to begin with, their shares of the run, their batches: 64:0.4:32,128:0.3", "PLAN"
     )
     mask_coverage: tuple[float, float] = setting((0.1, 0.4), "range of missing shares, drawn evenly", "SHARE")
     mask_root: str = setting("", "folder of mask files to use instead of drawn masks", "DIR")
@@ -84,6 +84,7 @@ class Config:
 
     # run
     save_dir: str = setting("experiments/exp1", "folder of the run", "DIR")
+    save_minutes: float = setting(10.0, "time from one saving to the next inside an epoch", "MINUTES")
     resume: str = setting("", "checkpoint to continue; 'auto': the last of save_dir, if there is one", "FILE")
     seed: int = setting(42, "of everything random", "N")
     val_interval: int = setting(1, "epochs from one validation to the next", "EPOCHS")
@@ -123,6 +124,7 @@ class Config:
         require(self.seed < 2**32, "seed", "below 2^32")
         require(bool(self.save_dir), "save_dir", "a folder")
         require(self.lr > 0, "lr", "above 0")
+        require(self.save_minutes > 0, "save_minutes", "above 0")
         require(self.grad_clip > 0, "grad_clip", "above 0")
         require(0 <= self.warmup < 1, "warmup", "at least 0 and below 1")
         require(0 < self.min_crop <= 1, "min_crop", "above 0 and at most 1")
@@ -131,26 +133,27 @@ class Config:
         require(0 <= self.ema_decay < 1, "ema_decay", "at least 0 and below 1")
         low, high = self.mask_coverage
         require(0 < low <= high < 1, "mask_coverage", "two shares between 0 and 1, the lower first")
-        self.size_at(1.0)  # reads the whole plan
+        self.stage_at(1.0)  # reads the whole plan
 
-    def size_at(self, progress: float) -> int:
-        """The training size in pixels when the share `progress` of the run is done."""
+    def stage_at(self, progress: float) -> tuple[int, int]:
+        """The training size in pixels and the images a batch when the share `progress` of the run is done."""
         end = 0.0
         for part in self.progressive.split(",") if self.progressive else ():
             try:
-                size_text, share_text = part.split(":")
+                size_text, share_text, *batch_text = part.split(":")
                 size, share = int(size_text), float(share_text)
+                (batch_size,) = [int(text) for text in batch_text] or [self.batch_size]
             except ValueError:
-                size, share = 0, 0.0
+                size, share, batch_size = 0, 0.0, 0
             end += share
-            if size < 16 or share <= 0 or end >= 1:
+            if size < 16 or share <= 0 or end >= 1 or batch_size < 1:
                 raise UserError(
                     f"--progressive: must be sizes from 16 pixels up with shares that sum to less than 1, "
-                    f"such as 64:0.4,128:0.3, got {self.progressive}"
+                    f"such as 64:0.4,128:0.3, or 64:0.4:32,128:0.3:8 with batch sizes, got {self.progressive}"
                 )
             if progress < end:
-                return size
-        return self.image_size
+                return size, batch_size
+        return self.image_size, self.batch_size
 
     def architecture(self) -> dict[str, Any]:
         """The arguments of `InpaintingNetwork`."""

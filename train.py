@@ -134,11 +134,11 @@ class Run:
         self.step = 0  # optimizer steps
         self.images = 0  # images seen
         self.elapsed_s = 0.0  # of training, validating and writing, over all sittings
-        self.size = config.size_at(0.0)  # pixels, of the epoch under way
+        self.size, self.batch_size = config.stage_at(0.0)  # pixels and images, of the epoch under way
         self.best_psnr = -math.inf  # dB
         self.sums: dict[str, float] = {}  # of the losses in the epoch under way
 
-    COUNTERS = ("epoch", "batch", "step", "images", "elapsed_s", "size", "best_psnr", "sums")
+    COUNTERS = ("epoch", "batch", "step", "images", "elapsed_s", "size", "batch_size", "best_psnr", "sums")
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain Python values only."""
@@ -350,10 +350,11 @@ def run_epochs(
         )
     while run.epoch < config.epochs and (run.batch > 0 or run.progress(len(train_loader)) < 1):
         if run.batch == 0:
-            run.size = config.size_at(run.progress(len(train_loader)))
-        if train_loader.dataset.image_size != run.size:  # type: ignore[attr-defined]
+            run.size, run.batch_size = config.stage_at(run.progress(len(train_loader)))
+        present = train_loader.dataset.image_size, train_loader.batch_size  # type: ignore[attr-defined]
+        if present != (run.size, run.batch_size):
             train_loader, _ = make_loaders(run)
-        train_epoch(run, network, criterion, train_loader, writer, stop)
+        train_epoch(run, network, criterion, train_loader, writer, stop, last_file)
         if stop.received is None:
             start = time.perf_counter()
             finish_epoch(run, len(train_loader), val_loader, writer, folder)
@@ -389,14 +390,19 @@ def train_epoch(
     loader: DataLoader,
     writer: Any,
     stop: StopSignal,
+    last_file: Path,
 ) -> None:
-    """Train to the end of the epoch, of the run's time, or to a signal, whichever comes first."""
+    """Train to the end of the epoch, of the run's time, or to a signal, whichever comes first.
+
+    An epoch also ends where a plan in time asks for another size. `last_file` is written now and then.
+    """
     config = run.config
+    saved = time.perf_counter()
     if run.progress(len(loader)) >= 1:  # it was stopped at its very end
         return
     network.train()
     sampler: EpochSampler = loader.sampler  # type: ignore[assignment]
-    sampler.epoch, sampler.start = run.epoch, run.batch * config.batch_size * run.num_processes
+    sampler.epoch, sampler.start = run.epoch, run.batch * run.batch_size * run.num_processes
     bar = tqdm(
         total=len(loader),
         initial=run.batch,
@@ -424,8 +430,14 @@ def train_epoch(
         bar.set_postfix(loss=f"{losses['total']:.4f}")
         group = []
         run.agree(stop)
-        if stop.received is not None or run.progress(len(loader)) >= 1:
+        progress = run.progress(len(loader))
+        if stop.received is not None or progress >= 1:
             break
+        if config.max_minutes and config.stage_at(progress) != (run.size, run.batch_size):
+            break
+        if writer is not None and time.perf_counter() - saved > 60 * config.save_minutes:
+            save_checkpoint(run.state_dict(), last_file)
+            saved = time.perf_counter()
     bar.close()
 
 
@@ -485,7 +497,7 @@ def make_loaders(run: Run) -> tuple[DataLoader, DataLoader]:
     return get_dataloaders(
         config.train_root,
         config.val_root,
-        config.batch_size,
+        run.batch_size,
         run.size,
         val_size=config.image_size,
         train_subset=config.train_subset or None,

@@ -79,4 +79,6 @@ def test_an_unknown_setting_is_an_error() -> None:
 
 def test_sizes_follow_the_plan() -> None:
     config = get_config("default", progressive="64:0.5,128:0.25")
-    assert [config.size_at(p) for p in (0.0, 0.49, 0.5, 0.74, 0.75, 1.0)] == [64, 64, 128, 128, 256, 256]
+    assert [config.stage_at(p)[0] for p in (0.0, 0.49, 0.5, 0.74, 0.75, 1.0)] == [64, 64, 128, 128, 256, 256]
+    config = get_config("default", progressive="32:0.5:64,64:0.25", batch_size=4)
+    assert [config.stage_at(p) for p in (0.0, 0.6, 0.9)] == [(32, 64), (64, 4), (256, 4)]

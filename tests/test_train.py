@@ -149,6 +149,40 @@ def test_a_stopped_run_saves_and_goes_on_as_if_nothing_had_been(
     assert (tmp_path / "stopped" / "checkpoints" / "best_model.pth").exists()
 
 
+def test_a_plan_in_time_changes_size_and_batch_within_an_epoch(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = dataclasses.replace(
+        config, epochs=100, max_minutes=1.0, progressive="16:0.5:3", batch_size=2, optimizer="muon"
+    )
+    seen = []
+
+    def step(run: Run, network: Any, criterion: Any, batches: list, progress: float) -> dict[str, float]:
+        image = batches[0]["image"]
+        seen.append((progress, image.shape[-1], len(image)))
+        run.elapsed_s += 12.5  # a step takes 12.5 s: the third is the first of the second half
+        return dict.fromkeys(("total", "coarse", "refine", "edge", "corner", "color", "grad_norm"), 0.1)
+
+    monkeypatch.setattr(train_module, "train_step", step)
+    train(config)
+    assert [each[1:] for each in seen] == [(16, 3)] * 2 + [(16, 3)] * (len(seen) - 4) + [(32, 2)] * 2
+    assert all((progress < 0.5) == (size == 16) for progress, size, _ in seen)
+
+
+def test_a_run_saves_between_the_ends_of_epochs(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    batches = []
+    save = train_module.save_checkpoint
+
+    def remember(state: dict[str, Any], path: Path) -> None:
+        if path.name == "last.pth":
+            batches.append(state["counters"]["batch"])
+        save(state, path)
+
+    monkeypatch.setattr(train_module, "save_checkpoint", remember)
+    train(dataclasses.replace(config, epochs=1, save_minutes=1e-9))
+    assert batches == [1, 2, 0]
+
+
 def test_muon_takes_the_matrices_and_adamw_the_rest(config: Config) -> None:
     run = Run(dataclasses.replace(config, **MUON), torch.device("cpu"))
     muon, adamw = ([p for g in o.param_groups for p in g["params"]] for o in run.optimizers)
