@@ -48,8 +48,9 @@ class Config:
     )
 
     # losses
-    lambda_coarse: float = setting(1.0, "weight of the coarse L1 loss", "W")
-    lambda_refine: float = setting(1.0, "weight of the refinement L1 loss", "W")
+    reconstruction: str = setting("l1", "coarse and refinement loss: l1, or rms (root mean square)", "NAME")
+    lambda_coarse: float = setting(1.0, "weight of the coarse loss", "W")
+    lambda_refine: float = setting(1.0, "weight of the refinement loss", "W")
     lambda_edge: float = setting(0.5, "weight of the edge loss", "W")
     lambda_corner: float = setting(0.3, "weight of the corner loss", "W")
     lambda_color: float = setting(0.5, "weight of the colour loss", "W")
@@ -129,6 +130,7 @@ class Config:
         require(0 <= self.warmup < 1, "warmup", "at least 0 and below 1")
         require(0 < self.min_crop <= 1, "min_crop", "above 0 and at most 1")
         require(0 < self.decay <= 1, "decay", "above 0 and at most 1")
+        require(self.reconstruction in ("l1", "rms"), "reconstruction", "l1 or rms")
         require(self.optimizer in ("adamw", "muon"), "optimizer", "adamw or muon")
         require(0 <= self.ema_decay < 1, "ema_decay", "at least 0 and below 1")
         low, high = self.mask_coverage

@@ -6,6 +6,7 @@ from torch import nn
 
 from utils import boundary_band, dilate, load_trunk
 
+RMS_FLOOR = 1e-6  # squared error below which a root has no slope; 60 dB
 GRADIENT_FLOOR = 1e-4  # squared gradient below which an edge has no direction
 
 
@@ -18,6 +19,14 @@ def masked_mean(values: torch.Tensor, region: torch.Tensor) -> torch.Tensor:
 def masked_l1(pred: torch.Tensor, target: torch.Tensor, region: torch.Tensor) -> torch.Tensor:
     """Mean absolute difference of each image over its region: (B,)."""
     return masked_mean((pred - target).abs(), region)
+
+
+def masked_rms(pred: torch.Tensor, target: torch.Tensor, region: torch.Tensor) -> torch.Tensor:
+    """Root mean square difference of each image over its region: (B,); what PSNR is the logarithm of."""
+    return torch.sqrt(masked_mean((pred - target).square(), region) + RMS_FLOOR)
+
+
+RECONSTRUCTION = {"l1": masked_l1, "rms": masked_rms}
 
 
 class _FilterBank(nn.Module):
@@ -167,6 +176,7 @@ class InpaintingLoss(nn.Module):
     Args:
         boundary_width: pixels.
         lambda_perceptual: weight of `PerceptualLoss`, constant in time; at 0 there is none.
+        reconstruction: what coarse and refine measure: `l1`, as in the README, or `rms`.
 
     Shapes:
         outputs of the network; target (B, 3, H, W) in [0, 1]; mask (B, 1, H, W), 1 = missing;
@@ -183,8 +193,10 @@ class InpaintingLoss(nn.Module):
         boundary_width: int = 5,
         lambda_perceptual: float = 0.0,
         vgg_weights: str | None = None,
+        reconstruction: str = "l1",
     ) -> None:
         super().__init__()
+        self.reconstruction = RECONSTRUCTION[reconstruction]
         self.lambdas = {"coarse": lambda_coarse, "refine": lambda_refine, "edge": lambda_edge}
         self.lambdas |= {"corner": lambda_corner, "color": lambda_color}
         self.boundary_width = boundary_width
@@ -214,8 +226,8 @@ class InpaintingLoss(nn.Module):
         corners = [self.corner_detector(x, g) for x, g in zip((output, target), gradients, strict=True)]
         colors = [color_statistics(x, band) for x in (output, target)]
         terms = {
-            "coarse": masked_l1(outputs["coarse"].float(), target, mask),
-            "refine": masked_l1(outputs["refined"].float(), target, mask),
+            "coarse": self.reconstruction(outputs["coarse"].float(), target, mask),
+            "refine": self.reconstruction(outputs["refined"].float(), target, mask),
             "edge": masked_l1(gradients[0].flatten(1, 2), gradients[1].flatten(1, 2), near),
             "corner": masked_l1(corners[0], corners[1], near),
             "color": 2 * (colors[0] - colors[1]).abs().mean(dim=1),  # mean over channels of |Δμ| + |Δσ|

@@ -307,6 +307,7 @@ def train(config: Config) -> Path:
             **{name: getattr(config, name) for name in vars(config) if name.startswith("lambda_")},
             boundary_width=config.boundary_width,
             vgg_weights=config.vgg_weights or None,
+            reconstruction=config.reconstruction,
         ).to(device)
         if config.use_lpips:  # find out now, not after an epoch, that its weights are missing
             probe = torch.zeros(1, 3, config.image_size, config.image_size, device=device)

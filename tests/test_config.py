@@ -38,9 +38,8 @@ def test_every_field_is_a_flag_and_a_flag_overrides_the_preset() -> None:
         elif field.name in ("train_root", "val_root"):
             argv, value = [], "sample"
         else:
-            value = {"progressive": "64:0.5", "device": "cpu"}.get(
-                field.name, field.type(0.5) if field.type is float else field.type(16)
-            )
+            chosen = {"progressive": "64:0.5", "device": "cpu", "optimizer": "muon", "reconstruction": "rms"}
+            value = chosen.get(field.name, field.type(0.5) if field.type is float else field.type(16))
             argv = [f"--{field.name}", str(value)]
         config = parse_config([*ROOTS, *argv], "train.py", presets=False)
         assert getattr(config, field.name) == value, field.name
