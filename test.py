@@ -19,7 +19,7 @@ from tqdm import tqdm
 from config import OneLineParser
 from dataset import MAX_GREY, InpaintingDataset, read_image, read_mask, report_unreadable
 from inference import WHOLE, Inpainter, load_network
-from metrics import MetricsCalculator, lpips_score
+from metrics import MetricsCalculator, lpips_score, mean_interval
 from models import InpaintingNetwork, attention_heatmaps
 from utils import (
     UserError,
@@ -31,20 +31,20 @@ from utils import (
 )
 
 MAX_ROWS = 16  # of test_results.png
-TELEA_RADIUS = 3  # pixels
+CLASSICAL_RADIUS = 3  # pixels
+FLOORS = {"telea": cv2.INPAINT_TELEA, "navier_stokes": cv2.INPAINT_NS}
 
 
-def telea(image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Fill the hole by `cv2.inpaint` with `INPAINT_TELEA`: the classical floor.
+def classical(image: torch.Tensor, mask: torch.Tensor, method: int) -> torch.Tensor:
+    """Fill the hole by `cv2.inpaint` with one of its two methods: the floor that a network has to beat.
 
     Shapes:
         image (B, 3, H, W) in [0, 1]; mask (B, 1, H, W), 1 = missing. Returns (B, 3, H, W) in [0, 1].
     """
     filled = []
-    for pixels, hole in zip(
-        to_bytes(image * (1 - mask)), mask[:, 0].cpu().numpy().astype(np.uint8), strict=True
-    ):
-        filled.append(cv2.inpaint(np.ascontiguousarray(pixels), hole, TELEA_RADIUS, cv2.INPAINT_TELEA))
+    holes = mask[:, 0].cpu().numpy().astype(np.uint8)
+    for pixels, hole in zip(to_bytes(image * (1 - mask)), holes, strict=True):
+        filled.append(cv2.inpaint(np.ascontiguousarray(pixels), hole, CLASSICAL_RADIUS, method))
     result = torch.from_numpy(np.stack(filled).astype(np.float32) / 255).permute(0, 3, 1, 2)
     return torch.where(mask > 0, result.to(image.device), image)
 
@@ -66,7 +66,7 @@ def score_folder(
     """Complete every image; write `outputs/`, both `metrics` and `test_results.png` to `folder`."""
     device = next(network.parameters()).device
     lpips = {"use_lpips": args.use_lpips, "lpips_weights": args.lpips_weights or None}
-    calculators = {name: MetricsCalculator(**lpips) for name in ("output", "coarse", "telea")}
+    calculators = {name: MetricsCalculator(**lpips) for name in ("output", "coarse", *FLOORS)}
     rows: list[dict[str, Any]] = []
     pictures: list[tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]] = []
     for batch in tqdm(loader, desc="evaluating", unit="batch", disable=None):
@@ -75,21 +75,23 @@ def score_folder(
         completions = {
             "output": outputs["output"],
             "coarse": torch.where(mask > 0, outputs["coarse"], image),
-            "telea": telea(image, mask),
+            **{name: classical(image, mask, method) for name, method in FLOORS.items()},
         }
         scores = {name: calculators[name].update(each, image, mask) for name, each in completions.items()}
         for i, (name, pixels) in enumerate(zip(batch["name"], to_bytes(outputs["output"]), strict=True)):
             write_png(pixels, folder / "outputs" / f"{name}.png")
             row = {"name": name, "hole_ratio": mask[i].mean().item()}
             row |= {metric: values[i] for metric, values in scores["output"].items()}
-            for other in ("coarse", "telea"):
+            for other in ("coarse", *FLOORS):
                 row |= {f"{other}_{metric}": values[i] for metric, values in scores[other].items()}
+            row["gain"] = row["psnr"] - max(row[f"{floor}_psnr"] for floor in FLOORS)
             rows.append(row)
         if args.save_attention:
             save_attention(network, image, mask, outputs, batch["name"], folder / "attention")
         if len(pictures) * len(image) < MAX_ROWS:
             pictures.append((image, mask, outputs))
 
+    gains = [row["gain"] for row in rows]
     summary = {
         "checkpoint": str(args.checkpoint),
         "images": len(rows),
@@ -97,6 +99,8 @@ def score_folder(
         "masks": args.mask_root or f"drawn, {args.mask_coverage[0]:g} to {args.mask_coverage[1]:g} missing",
         "seed": args.seed,
         **{name: calculator.compute() for name, calculator in calculators.items()},
+        "gain": float(np.mean(gains)),  # dB of PSNR over the better of the floors, image by image
+        "gain_interval": mean_interval(gains),
     }
     write_csv(rows, folder / "metrics.csv")
     write_json(summary, folder / "metrics.json")
@@ -105,9 +109,14 @@ def score_folder(
         torch.cat(grids, dim=1)[:, : MAX_ROWS * (args.image_size + 2) + 2], folder / "test_results.png"
     )
     print(f"{len(rows)} images of {args.image_size} px, masks {summary['masks']}")
-    print(f"{'':8}" + "".join(f"{metric:>15}" for metric in summary["output"]))
+    print(f"{'':14}" + "".join(f"{metric:>14}" for metric in summary["output"]))
     for name in calculators:
-        print(f"{name:8}" + "".join(f"{value:15.4f}" for value in summary[name].values()))
+        print(f"{name:14}" + "".join(f"{value:14.4f}" for value in summary[name].values()))
+    interval = summary["gain_interval"]
+    print(
+        f"PSNR over the better of cv2.inpaint's two methods: {summary['gain']:+.2f} dB"
+        + (f" (95 % interval {interval[0]:+.2f} to {interval[1]:+.2f})" if interval else "")
+    )
     print(f"pictures, metrics.csv and metrics.json in {folder}")
 
 
@@ -211,8 +220,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """
     parser = OneLineParser(prog="test.py", description=__doc__)
     parser.add_argument(
-        "--checkpoint", required=True, metavar="FILE", help="of train.py; it carries its architecture"
-    )
+        "--checkpoint", default="default", metavar="FILE",
+        help="of train.py, or the name of one that comes along: default or fast",
+    )  # fmt: skip
     parser.add_argument("--save_dir", default="results", metavar="DIR", help="where everything is written")
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cuda, cuda:1, mps or cpu")
     parser.add_argument("--use_lpips", action="store_true", help="add LPIPS (needs the lpips package)")

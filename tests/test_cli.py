@@ -117,7 +117,10 @@ def test_a_folder_is_scored(
     )
     with Image.open(save / "test_results.png") as results:
         assert results.width == 6 * 34 + 2
-    assert "telea" in capsys.readouterr().out
+    gains = [float(r["psnr"]) - max(float(r["telea_psnr"]), float(r["navier_stokes_psnr"])) for r in rows]
+    assert summary["gain"] == pytest.approx(np.mean(gains), abs=1e-6)
+    assert summary["gain_interval"][0] <= summary["gain"] <= summary["gain_interval"][1]
+    assert "navier_stokes" in capsys.readouterr().out
     # the same masks and scores whatever the batches
     assert evaluation.main([*argv[:-1], str(tmp_path / "again"), "--batch_size=1"]) == 0
     again = json.loads((tmp_path / "again" / "metrics.json").read_text())

@@ -4,7 +4,16 @@ import torch
 from conftest import SHARED, photograph
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from metrics import MAX_PSNR, MetricsCalculator, boundary_psnr, l1, lpips_score, psnr, ssim
+from metrics import (
+    MAX_PSNR,
+    MetricsCalculator,
+    boundary_psnr,
+    l1,
+    lpips_score,
+    mean_interval,
+    psnr,
+    ssim,
+)
 from utils import UserError
 
 WANG = {
@@ -165,3 +174,21 @@ def test_lpips_of_tiny_images_is_refused() -> None:
     x = torch.rand(1, 3, 16, 40)
     with pytest.raises(UserError, match="at least 32×32 pixels, got 40×16"):
         lpips_score(x, x)
+
+
+def test_the_interval_holds_the_true_mean_in_95_of_100_samples() -> None:
+    generator = np.random.default_rng(0)
+    samples = generator.gamma(4, 0.25, size=(2000, 60))  # skewed, of mean 1
+
+    def interval(sample: np.ndarray) -> tuple[float, float]:
+        bounds = mean_interval(sample, 800)  # type: ignore[arg-type]
+        assert bounds is not None
+        return bounds
+
+    hits = [low <= 1 <= high for low, high in map(interval, samples)]
+    assert 0.93 <= np.mean(hits) <= 0.97
+
+
+def test_the_interval_of_one_value_is_unknown_and_of_equal_values_is_that_value() -> None:
+    assert mean_interval([3.0]) is None
+    assert mean_interval([3.0] * 5) == (3.0, 3.0)
