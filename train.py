@@ -117,11 +117,19 @@ def ema_update(decay: float) -> Callable[[Any, Any, torch.Tensor | int], None]:
 class Run:
     """All that a run is, between two steps: what a checkpoint holds and `resume` restores."""
 
-    def __init__(self, config: Config, device: torch.device, rank: int = 0, num_processes: int = 1) -> None:
+    def __init__(
+        self,
+        config: Config,
+        device: torch.device,
+        rank: int = 0,
+        num_processes: int = 1,
+        model: InpaintingNetwork | None = None,
+    ) -> None:
         self.config, self.device = config, device
         self.rank, self.num_processes = rank, num_processes
         memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
-        self.model = InpaintingNetwork(**config.architecture()).to(device).to(memory_format=memory_format)
+        model = model or InpaintingNetwork(**config.architecture())
+        self.model = model.to(device).to(memory_format=memory_format)
         self.ema = AveragedModel(self.model, multi_avg_fn=ema_update(config.ema_decay))
         self.optimizers = make_optimizers(self.model, config.optimizer, fused=device.type == "cuda")
         self.amp_dtype = None

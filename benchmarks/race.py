@@ -1,11 +1,11 @@
 """Race variants of the network for equal processor time: what each part brings in the same minutes.
 
-Every variant trains from scratch on one core, first at 64 px, then at 128 px, with the same seed, images
-and masks, until its process has used the given minutes of processor time (not wall-clock: the runs may
-share a machine). Its averaged weights are then scored on the same masks as `cv2.INPAINT_TELEA`.
+Every variant trains from scratch on one core, by train.py's own steps and with any of its flags, with the
+same seed, images and masks, until its process has used the given minutes of processor time (not
+wall-clock: the runs may share a machine). Its averaged weights are then scored on the same masks as
+`cv2.INPAINT_TELEA`.
 """
 
-import argparse
 import json
 import math
 import sys
@@ -18,14 +18,16 @@ import cv2
 import numpy as np
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import models
-from dataset import InpaintingDataset, get_dataloaders
+from config import OneLineParser, parse_config
+from dataset import InpaintingDataset
 from losses import InpaintingLoss
 from models import InpaintingNetwork, MaskQueryCrossAttention, ResidualBlock
+from train import Run, keep_freed_memory, make_loaders, train_step
+from utils import seed_everything
 
 WHOLE = 2**31  # a pyramid's base that no image is larger than
 BUCKETS = ((0.1, 0.2), (0.2, 0.4), (0.4, 0.6))
@@ -184,72 +186,54 @@ def score(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = OneLineParser(prog="race.py", description=__doc__.splitlines()[0])
     parser.add_argument("variant", choices=VARIANTS)
-    parser.add_argument("--train_root", required=True)
-    parser.add_argument("--val_root", required=True)
-    parser.add_argument("--minutes", type=float, default=10, help="processor time of the training")
-    parser.add_argument("--share_64", type=float, default=0.6, help="share of the time at 64 px")
-    parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--minutes", type=float, default=5, help="processor time of the training")
     parser.add_argument("--count", type=int, default=50, help="validation images")
-    parser.add_argument("--cache_dir", default="")
-    args = parser.parse_args()
+    args, flags = parser.parse_known_args()
+    config = parse_config(
+        ["--device=cpu", "--num_workers=0", "--mask_coverage", "0.1", "0.6", *flags], "race.py", presets=True
+    )
 
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     torch.set_flush_denormal(True)
-    torch.manual_seed(42)
-    network = VARIANTS[args.variant]().to(memory_format=torch.channels_last)
-    ema = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(0.99))
-    optimizer = torch.optim.AdamW(network.parameters(), lr=args.lr, betas=(0.9, 0.99), weight_decay=1e-4)
-    criterion = InpaintingLoss()
-    data = {
-        "num_workers": 0,
-        "batch_size": args.batch_size,
-        "coverage": (0.1, 0.6),
-        "cache_dir": args.cache_dir,
-    }
-    loaders = {
-        size: get_dataloaders(args.train_root, args.val_root, image_size=size, val_subset=1, **data)[0]
-        for size in (64, 128)
-    }
-    images = {64: 0, 128: 0}
-    start, step = time.process_time(), 0
-    while (progress := (time.process_time() - start) / (60 * args.minutes)) < 1:
-        size = 64 if progress < args.share_64 else 128
-        for batch in loaders[size]:
+    keep_freed_memory()
+    seed_everything(config.seed)
+    run = Run(config, torch.device("cpu"), model=VARIANTS[args.variant]())
+    weights = {name: getattr(config, name) for name in vars(config) if name.startswith("lambda_")}
+    criterion = InpaintingLoss(**weights, reconstruction=config.reconstruction)
+    images: dict[int, int] = {}
+    start, progress = time.process_time(), 0.0
+    while progress < 1:
+        run.size, run.batch_size = stage = config.stage_at(progress)
+        loader, _ = make_loaders(run)
+        loader.sampler.epoch = run.epoch  # type: ignore[attr-defined]
+        for batch in loader:
+            losses = train_step(run, run.model, criterion, [batch], progress)
+            images[run.size] = images.get(run.size, 0) + len(batch["image"])
+            run.step += 1
             progress = min(1.0, (time.process_time() - start) / (60 * args.minutes))
-            if progress >= 1 or (progress >= args.share_64) != (size == 128):
+            if progress >= 1 or config.stage_at(progress) != stage:
                 break
-            for group in optimizer.param_groups:
-                group["lr"] = (
-                    args.lr
-                    * min(1, (step + 1) / 100)
-                    * (0.02 + 0.98 * (1 + math.cos(math.pi * progress)) / 2)
-                )
-            image, mask = batch["image"].to(memory_format=torch.channels_last), batch["mask"]
-            losses = criterion(network(image, mask), image, mask, progress, 1)
-            optimizer.zero_grad()
-            losses["total"].backward()
-            nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-            optimizer.step()
-            ema.update_parameters(network)
-            images[size] += len(image)
-            step += 1
-    averaged = ema.module.eval()
+        run.epoch += 1
+    network = run.ema.module.eval()
+    psnr = {
+        f"{size} px {low:.0%}-{high:.0%}": score(
+            network, config.val_root, size, (low, high), args.count, config.cache_dir
+        )
+        for size in (128, 256)
+        for low, high in BUCKETS
+    }
     result = {
         "variant": args.variant,
+        "flags": " ".join(flags),
         "parameters": sum(p.numel() for p in network.parameters()),
+        "steps": run.step,
         "images": images,
-        "loss": {name: round(loss.item(), 4) for name, loss in losses.items()},
-        "psnr": {
-            f"{size} px {low:.0%}-{high:.0%}": score(
-                averaged, args.val_root, size, (low, high), args.count, args.cache_dir
-            )
-            for size in (128, 256)
-            for low, high in BUCKETS
-        },
+        "loss": {name: round(value, 4) for name, value in losses.items()},
+        "psnr": psnr,
+        "gain": {bucket: round(output - telea, 2) for bucket, (output, _, telea) in psnr.items()},
     }
     print(json.dumps(result), flush=True)
 
