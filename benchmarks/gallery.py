@@ -1,0 +1,99 @@
+"""A picture of the best, the median and the worst completions of scikit-image's photographs.
+
+Every photograph, cut to a square of 256 pixels, gets holes drawn from the seed in three ranges of
+coverage. All completions are sorted by PSNR in the hole; three of each kind are drawn, with what
+`cv2.inpaint` makes of the same hole and the truth. None of the photographs was trained on by the
+weights that come with the project.
+"""
+
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import skimage
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from config import OneLineParser
+from dataset import random_mask, read_image, resize_image
+from inference import Inpainter
+from utils import UserError, atomic_path
+
+NAMES = (
+    "astronaut.png", "brick.png", "camera.png", "chelsea.png", "coffee.png", "grass.png", "gravel.png",
+    "hubble_deep_field.jpg", "motorcycle_left.png", "retina.jpg", "rocket.jpg",
+)  # fmt: skip
+BUCKETS = ((0.1, 0.2), (0.2, 0.4), (0.4, 0.6))
+SIZE = 256  # pixels
+SHOWN = 3  # of the best, of the median, of the worst
+GAP = 4  # pixels
+
+
+def photographs() -> dict[str, np.ndarray]:
+    """The middle of each photograph, (SIZE, SIZE, 3) uint8."""
+    folder = Path(skimage.__file__).parent / "data"
+    squares = {}
+    for name in NAMES:
+        image = resize_image(read_image(folder / name), SIZE)
+        top, left = ((side - SIZE) // 2 for side in image.shape[:2])
+        squares[name] = image[top : top + SIZE, left : left + SIZE]
+    return squares
+
+
+def psnr(filled: np.ndarray, image: np.ndarray, hole: np.ndarray) -> float:
+    """In the hole, dB."""
+    error = filled[hole].astype(np.float64) - image[hole]
+    return float(10 * np.log10(255**2 / max(np.square(error).mean(), 1e-6)))
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = OneLineParser(prog="gallery.py", description=__doc__)
+    parser.add_argument("file", metavar="FILE", help="PNG to write")
+    parser.add_argument("--checkpoint", default="default", metavar="FILE", help="as of test.py")
+    parser.add_argument("--seed", type=int, default=42, metavar="N", help="of the holes")
+    try:
+        args = parser.parse_args(argv)
+        inpainter = Inpainter.from_checkpoint(args.checkpoint, "cpu")
+    except UserError as error:
+        print(f"gallery.py: error: {error}", file=sys.stderr)
+        return 2
+    torch.set_flush_denormal(True)
+    rows = []
+    for number, (name, image) in enumerate(photographs().items()):
+        for bucket, coverage in enumerate(BUCKETS):
+            hole = random_mask(SIZE, SIZE, coverage, np.random.default_rng([args.seed, number, bucket])) > 0
+            classical = [
+                cv2.inpaint(np.where(hole[:, :, None], 0, image), hole.astype(np.uint8), 3, method)
+                for method in (cv2.INPAINT_TELEA, cv2.INPAINT_NS)
+            ]
+            floor = max(classical, key=lambda filled: psnr(filled, image, hole))
+            ours = inpainter(image, hole)
+            masked = np.where(hole[:, :, None], 255, image)
+            pictures = [masked, floor, ours, image]
+            rows.append((psnr(ours, image, hole), psnr(floor, image, hole), name, hole.mean(), pictures))
+    rows.sort(key=lambda row: -row[0])
+    middle = (len(rows) - SHOWN) // 2
+    chosen = [*rows[:SHOWN], *rows[middle : middle + SHOWN], *rows[-SHOWN:]]
+
+    cell = SIZE + GAP
+    canvas = np.full((SHOWN * cell + GAP, 3 * (4 * cell + 4 * GAP) - 3 * GAP, 3), 255, np.uint8)
+    for i, (score, floor_score, name, share, pictures) in enumerate(chosen):
+        column, line = divmod(i, SHOWN)
+        for j, picture in enumerate(pictures):
+            top, left = GAP + line * cell, GAP + column * (4 * cell + 4 * GAP) + j * cell
+            canvas[top : top + SIZE, left : left + SIZE] = picture
+        kind = ("best", "median", "worst")[column]
+        gain = score - floor_score
+        print(f"| {kind} | {Path(name).stem} | {share:.0%} | {score:.2f} | {floor_score:.2f} | {gain:+.2f} |")
+    with atomic_path(Path(args.file)) as temporary:
+        temporary.write_bytes(cv2.imencode(".png", canvas[:, :, ::-1])[1].tobytes())
+    gains = [row[0] - row[1] for row in rows]
+    print(f"{len(rows)} holes; {sum(gain > 0 for gain in gains)} better than cv2.inpaint's better method, "
+          f"{np.mean(gains):+.2f} dB on average")  # fmt: skip
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
