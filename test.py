@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import dataclasses
 import io
 import json
 import sys
@@ -17,8 +18,9 @@ from torchvision.utils import save_image
 from tqdm import tqdm
 
 from config import OneLineParser
-from dataset import MAX_GREY, InpaintingDataset, read_image, read_mask, report_unreadable
-from inference import WHOLE, Inpainter, load_network
+from dataset import InpaintingDataset, report_unreadable
+from fill import Filled, FillSettings, fill_files, read_named
+from inference import WHOLE, Inpainter, load_network, to_tensor, to_unit
 from metrics import MetricsCalculator, lpips_score, mean_interval
 from models import InpaintingNetwork, attention_heatmaps
 from utils import (
@@ -137,65 +139,56 @@ def save_attention(
         save_image(heatmap_grid(image[i : i + 1], mask[i : i + 1], each), path)
 
 
-@torch.no_grad()
-def fill_image(network: InpaintingNetwork, args: argparse.Namespace) -> None:
-    """Complete one image of any size; write `<stem>.png` to `--save_dir`, and metrics if there is a truth."""
-    device = next(network.parameters()).device
-    folder, name = Path(args.save_dir), Path(args.image_path).stem
-    pixels = named(read_image, Path(args.image_path), "--image_path")
-    hole, grey = named(lambda path: read_mask(path, args.invert_mask), Path(args.mask_path), "--mask_path")
-    truth = named(read_image, Path(args.gt_path), "--gt_path") if args.gt_path else None
-    for flag, other in (("--mask_path", hole), ("--gt_path", truth)):
-        if other is not None and other.shape[:2] != pixels.shape[:2]:
-            sizes = [f"{each.shape[1]}×{each.shape[0]}" for each in (other, pixels)]
-            raise UserError(f"{flag}: is {sizes[0]} pixels, but the image is {sizes[1]}")
-    target_file = folder / f"{name}.png"
-    for path in (args.image_path, args.mask_path, args.gt_path):
-        if path and target_file.resolve() == Path(path).resolve():
-            raise UserError(f"--save_dir: {target_file} would overwrite an input")
-    if args.use_lpips:
-        probe = torch.zeros(1, 3, *pixels.shape[:2])
-        lpips_score(probe, probe, args.lpips_weights or None)
-    if grey > MAX_GREY:
-        print(f"note: {grey:.0%} of {args.mask_path} is grey; taken as missing from 50 % up", file=sys.stderr)
+def fill(network: InpaintingNetwork, trained: tuple[float, float], args: argparse.Namespace) -> int:
+    """Fill one image, or all in a folder; returns the exit status."""
+    inpainter = Inpainter(network, max_memory=args.max_memory * 2**30, flip=args.flip, passes=args.passes)
+    settings = FillSettings(
+        **{field.name: getattr(args, field.name) for field in dataclasses.fields(FillSettings)}
+    )
+    truth = read_named(Path(args.gt_path), "--gt_path").colors if args.gt_path else None
+    failed = 0
+    for done in fill_files(inpainter, settings, trained, truth):
+        if done is None:
+            failed += 1
+        elif truth is not None or args.save_attention:
+            describe(network, done, truth, args)
+    return int(failed > 0)
 
-    filled = Inpainter(network)(pixels, hole)
-    write_png(filled, target_file)
-    print(f"{target_file}: {hole.mean():.1%} of {pixels.shape[1]}×{pixels.shape[0]} pixels filled")
+
+@torch.no_grad()
+def describe(
+    network: InpaintingNetwork,
+    done: Filled,
+    truth: np.ndarray | None,
+    args: argparse.Namespace,
+) -> None:
+    """Score a completion against the truth, if there is one, and draw its stages on a smaller copy."""
+    before, filled, missing = done.before, done.after, done.missing
+    device = next(network.parameters()).device
+    folder = Path(args.save_dir)
     if truth is not None:
         calculator = MetricsCalculator(use_lpips=args.use_lpips, lpips_weights=args.lpips_weights or None)
-        mask = torch.from_numpy(hole[None, None].astype(np.float32)).to(device)
-        calculator.update(to_unit(filled, device), to_unit(truth, device), mask)
-        write_json(
-            {"checkpoint": str(args.checkpoint), "output": calculator.compute()}, folder / "metrics.json"
-        )
-        print(", ".join(f"{metric} {value:.4g}" for metric, value in calculator.compute().items()))
-    if args.save_attention or truth is not None:  # pictures for people: no larger than one piece
-        size = tuple(max(1, round(side * min(1, WHOLE / max(hole.shape)))) for side in hole.shape[::-1])
-        small = [
-            cv2.resize(each, size, interpolation=cv2.INTER_AREA)
-            for each in (pixels, pixels if truth is None else truth)
-        ]
-        image, target = (to_unit(each, device) for each in small)
-        mask = torch.from_numpy(cv2.resize(hole, size, interpolation=cv2.INTER_NEAREST)[None, None]).to(image)
-        outputs = network(image, mask, return_attention=True)
-        if args.save_attention:
-            save_attention(network, image, mask, outputs, [name], folder / "attention")
-        if truth is not None:
-            save_image(comparison_grid(target, mask, outputs), folder / "test_results.png")
-
-
-def to_unit(pixels: np.ndarray, device: torch.device) -> torch.Tensor:
-    """(H, W, 3) uint8 to (1, 3, H, W) in [0, 1]."""
-    return torch.from_numpy(pixels.astype(np.float32) / 255).permute(2, 0, 1)[None].to(device)
-
-
-def named(read: Any, path: Path, flag: str) -> Any:
-    """`read(path)`, with the flag in front of what it complains of."""
-    try:
-        return read(path)
-    except UserError as error:
-        raise UserError(f"{flag}: {error}") from None
+        mask = torch.from_numpy(missing[None, None].astype(np.float32)).to(device)
+        calculator.update(to_tensor(filled).to(device), to_tensor(truth).to(device), mask)
+        scores = calculator.compute()
+        write_json({"checkpoint": str(args.checkpoint), "output": scores}, folder / "metrics.json")
+        print(", ".join(f"{metric} {value:.4g}" for metric, value in scores.items()))
+    size = tuple(max(1, round(side * min(1, WHOLE / max(missing.shape)))) for side in missing.shape[::-1])
+    image, target = (
+        torch.from_numpy(np.atleast_3d(cv2.resize(to_unit(each), size, interpolation=cv2.INTER_AREA)))
+        .permute(2, 0, 1)[None]
+        .expand(-1, 3, -1, -1)
+        .to(device)
+        for each in (before, before if truth is None else truth)
+    )
+    small = cv2.resize(missing.astype(np.float32), size, interpolation=cv2.INTER_NEAREST)
+    mask = torch.from_numpy(small)[None, None].to(device)
+    outputs = network(image, mask, return_attention=True)
+    if args.save_attention:
+        names = [done.relative.with_suffix("").as_posix()]
+        save_attention(network, image, mask, outputs, names, folder / "attention")
+    if truth is not None:
+        save_image(comparison_grid(target, mask, outputs), folder / "test_results.png")
 
 
 def write_csv(rows: list[dict[str, Any]], path: Path) -> None:
@@ -256,16 +249,44 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     folder.add_argument("--seed", type=int, default=42, metavar="N", help="of the drawn masks")
     folder.add_argument("--cache_dir", default="", metavar="DIR", help="where decoded images are kept")
 
-    single = parser.add_argument_group("fill one image")
-    single.add_argument("--image_path", default="", metavar="FILE", help="any size")
-    single.add_argument("--mask_path", default="", metavar="FILE", help="of the same size; white is filled")
-    single.add_argument("--gt_path", default="", metavar="FILE", help="the true image, to score the result")
+    single = parser.add_argument_group("fill one image, or all in a folder")
+    single.add_argument("--image_path", default="", metavar="PATH", help="a file of any size, or a folder")
+    single.add_argument(
+        "--mask_path",
+        default="",
+        metavar="PATH",
+        help="one mask for all, or a folder of masks of the same names",
+    )
+    single.add_argument("--box", type=parse_box, metavar="X,Y,W,H", help="fill this rectangle instead")
+    single.add_argument(
+        "--alpha_mask", action="store_true", help="fill what is transparent in the image itself"
+    )
+    single.add_argument("--dilate", type=int, default=0, metavar="PIXELS", help="grow the hole by so much")
+    single.add_argument("--feather", type=int, default=0, metavar="PIXELS",
+                        help="blend into what was under the hole, so far inside its edge")  # fmt: skip
+    single.add_argument(
+        "--flip", action="store_true", help="average with the mirrored image's; twice the time"
+    )
+    single.add_argument("--passes", type=int, default=1, metavar="N", help="completions, each over the last")
+    single.add_argument(
+        "--max_memory", type=float, default=2.0, metavar="GIB", help="that filling should need"
+    )
+    single.add_argument("--lossless", action="store_true", help="write JPEGs as PNG")
+    single.add_argument("--verify", action="store_true", help="prove that no pixel outside the hole changed")
+    single.add_argument("--overwrite", action="store_true", help="allow writing over an input")
+    single.add_argument("--skip_existing", action="store_true", help="leave results that are there")
+    single.add_argument("--gt_path", default="", metavar="FILE", help="the true image, to score one result")
     args = parser.parse_args(argv)
 
     if bool(args.test_root) == bool(args.image_path):
         raise UserError("--test_root or --image_path: exactly one of them is required")
-    if args.image_path and not args.mask_path:
-        raise UserError("--mask_path: required with --image_path")
+    sources = [bool(args.mask_path), bool(args.box), args.alpha_mask]
+    if args.image_path and sum(sources) != 1:
+        raise UserError(
+            "--mask_path, --box or --alpha_mask: exactly one of them is required with --image_path"
+        )
+    if args.gt_path and Path(args.image_path).is_dir():
+        raise UserError("--gt_path: scores one image, not a folder")
     low, high = args.mask_coverage
     if not 0 < low <= high < 1:
         raise UserError(
@@ -277,6 +298,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         ("batch_size", 1),
         ("num_workers", 0),
         ("seed", 0),
+        ("dilate", 0),
+        ("feather", 0),
+        ("passes", 1),
     ):
         if getattr(args, name) < least:
             raise UserError(f"--{name}: must be at least {least}, got {getattr(args, name)}")
@@ -287,8 +311,19 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
+def parse_box(text: str) -> tuple[int, int, int, int]:
+    """`left,top,width,height` in pixels."""
+    try:
+        left, top, width, height = (int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be left,top,width,height in pixels, got {text}") from None
+    return left, top, width, height
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Evaluate as the command line says; returns the exit status: 2 for a user's mistake."""
+    """Evaluate as the command line says; returns the exit status: 2 for a user's mistake, 1 if some images
+    of a folder could not be filled.
+    """
     try:
         args = parse_args(argv)
         seed_everything(args.seed)
@@ -299,8 +334,7 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError(f"--save_dir: cannot write to {args.save_dir}: {error.strerror}") from None
         network, state = load_network(args.checkpoint, select_device(args.device))
         if args.image_path:
-            fill_image(network, args)
-            return 0
+            return fill(network, tuple(state["config"]["mask_coverage"]), args)
         args.image_size = args.image_size or state["config"]["image_size"]
         dataset = InpaintingDataset(
             args.test_root,

@@ -12,12 +12,15 @@ EDGES = {
     "models": {"msse"},
     "optimizer": set(),
     "inference": {"models", "utils"},
+    "pictures": {"utils"},
+    "masks": {"pictures", "utils"},
+    "fill": {"dataset", "inference", "masks", "pictures", "utils"},
     "config": {"utils"},
     "losses": {"utils"},
     "metrics": {"utils"},
     "dataset": {"utils"},
     "train": {"config", "dataset", "losses", "metric_tracker", "metrics", "models", "optimizer", "utils"},
-    "test": {"config", "dataset", "inference", "metrics", "models", "utils"},
+    "test": {"config", "dataset", "fill", "inference", "metrics", "models", "utils"},
     "quick_train": {"train"},
 }
 

@@ -1,0 +1,205 @@
+"""Fill the holes of picture files, one or all in a folder, each written back in its own format."""
+
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from dataset import find_images
+from inference import Inpainter
+from masks import Hole, alpha_hole, box_hole, doctor, feather, grow, read_hole
+from pictures import LOSSY, Picture
+from utils import UserError
+
+
+@dataclass(frozen=True)
+class FillSettings:
+    """What to fill and how; each field is a flag of `test.py` of the same name."""
+
+    image_path: str
+    save_dir: str
+    mask_path: str = ""
+    box: tuple[int, int, int, int] | None = None  # left, top, width, height
+    alpha_mask: bool = False
+    invert_mask: bool = False
+    dilate: int = 0  # pixels
+    feather: int = 0  # pixels
+    lossless: bool = False
+    verify: bool = False
+    overwrite: bool = False
+    skip_existing: bool = False
+    gt_path: str = ""
+
+
+@dataclass(frozen=True)
+class Filled:
+    """One completion: colours (H, W, 1 or 3) before and after, hole (H, W) bool, and the file's path."""
+
+    before: np.ndarray
+    after: np.ndarray
+    missing: np.ndarray
+    relative: Path
+
+
+def fill_files(
+    inpainter: Inpainter,
+    settings: FillSettings,
+    trained: tuple[float, float],
+    truth: np.ndarray | None = None,
+) -> Iterator[Filled | None]:
+    """Fill one image file, or all of a folder; what cannot be filled of a folder is reported at the end.
+
+    Args:
+        trained: range of missing shares that the network was trained on.
+        truth: of one image, (H, W, C): it has to be of the same size.
+
+    Yields:
+        Every completion; None for an image that could not be filled. Those that were there are left out.
+
+    Raises:
+        UserError: for a mistake in the settings, or one image that could not be filled.
+    """
+    image_path = Path(settings.image_path)
+    if not image_path.is_dir():
+        mask_file = Path(settings.mask_path) if settings.mask_path else None
+        done = fill_file(inpainter, settings, trained, image_path, mask_file, Path(image_path.name), truth)
+        if done is not None:
+            yield done
+        return
+    jobs = list_jobs(settings)
+    failed: list[str] = []
+    for image_file, mask_file, relative in tqdm(jobs, desc="filling", unit="image", disable=None):
+        try:
+            if settings.mask_path and mask_file is None:
+                raise UserError(f"--mask_path: no mask for {image_file}")
+            done = fill_file(inpainter, settings, trained, image_file, mask_file, relative)
+        except UserError as error:
+            failed.append(str(error))
+            yield None
+        else:
+            if done is not None:
+                yield done
+    for message in failed:
+        print(f"test.py: not filled: {message}", file=sys.stderr)
+    print(f"{len(jobs) - len(failed)} of {len(jobs)} images filled in {settings.save_dir}")
+
+
+def list_jobs(settings: FillSettings) -> list[tuple[Path, Path | None, Path]]:
+    """Every image of a folder, its mask (by path or stem, with or without `_mask`), and its relative path."""
+    root, mask_root = Path(settings.image_path), Path(settings.mask_path)
+    images = find_images(root, "--image_path")
+    if not settings.mask_path or mask_root.is_file():
+        mask_file = mask_root if settings.mask_path else None
+        return [(path, mask_file, path.relative_to(root)) for path in images]
+    masks = find_images(mask_root, "--mask_path")
+    if mask_root.resolve() == root.resolve():
+        masks = [path for path in masks if path.stem.endswith("_mask")]
+        images = [path for path in images if path not in masks]
+    names = [path.relative_to(mask_root).with_suffix("").as_posix().removesuffix("_mask") for path in masks]
+    stems = [name.rpartition("/")[2] for name in names]
+    counts = Counter(stems)
+    by_name = {stem: path for stem, path in zip(stems, masks, strict=True) if counts[stem] == 1}
+    by_name |= dict(zip(names, masks, strict=True))
+    jobs = []
+    for path in images:
+        relative = path.relative_to(root)
+        mask = by_name.get(relative.with_suffix("").as_posix(), by_name.get(path.stem))
+        jobs.append((path, mask, relative))
+    return jobs
+
+
+def fill_file(
+    inpainter: Inpainter,
+    settings: FillSettings,
+    trained: tuple[float, float],
+    image_file: Path,
+    mask_file: Path | None,
+    relative: Path,
+    truth: np.ndarray | None = None,
+) -> Filled | None:
+    """Complete one image file of any size and write it to `relative` in the folder of results.
+
+    Returns:
+        None if it was there and `skip_existing` asks to leave it.
+
+    Raises:
+        UserError: if it cannot be read, filled, written, or verified.
+    """
+    target_file = Path(settings.save_dir) / relative
+    if settings.skip_existing and (target_file.exists() or target_file.with_suffix(".png").exists()):
+        return None
+    picture = read_named(image_file, "--image_path")
+    lossy = picture.format in LOSSY
+    if settings.lossless and lossy:
+        target_file = target_file.with_suffix(".png")
+    for path in (image_file, mask_file, settings.gt_path):
+        if path and target_file.resolve() == Path(path).resolve() and not settings.overwrite:
+            raise UserError(f"--save_dir: {target_file} would overwrite an input (--overwrite)")
+    before = picture.colors
+    if truth is not None and truth.shape[:2] != before.shape[:2]:
+        sizes = [f"{each.shape[1]}×{each.shape[0]}" for each in (truth, before)]
+        raise UserError(f"--gt_path: is {sizes[0]} pixels, but the image is {sizes[1]}")
+    hole = find_hole(picture, mask_file, settings)
+    missing = grow(hole.missing, settings.dilate)
+    notes = [*picture.notes, *hole.notes, *doctor(missing, trained)]
+    if lossy and not settings.lossless:
+        notes.append(
+            f"{picture.format} is written anew, at quality 95, and changes a little (--lossless: PNG)"
+        )
+    for note in notes:
+        print(f"note: {image_file}: {note}", file=sys.stderr)
+
+    filled = inpainter.fill(before, missing)
+    if settings.feather:
+        filled = feather(filled, before, missing, settings.feather)
+    picture.fill(filled, missing, opaque=settings.alpha_mask)
+    picture.save(target_file, settings.lossless)
+    verified = ""
+    if settings.verify:
+        verify(image_file, target_file, missing)
+        verified = ", the others are identical"
+    size = f"{missing.shape[1]}×{missing.shape[0]}"
+    print(f"{target_file}: {missing.mean():.1%} of {size} pixels filled{verified}")
+    return Filled(before, picture.colors, missing, relative)
+
+
+def find_hole(picture: Picture, mask_file: Path | None, settings: FillSettings) -> Hole:
+    """The hole that the settings ask for: a box, a mask file, or what is transparent in the picture."""
+    shape = picture.colors.shape[0], picture.colors.shape[1]
+    if settings.box:
+        return box_hole(settings.box, shape)
+    if mask_file is None:
+        return alpha_hole(picture)
+    try:
+        return read_hole(mask_file, shape, settings.invert_mask)
+    except UserError as error:
+        raise UserError(f"--mask_path: {error}") from None
+
+
+def read_named(path: Path, flag: str) -> Picture:
+    """The picture of a file, with the flag in front of what is wrong with it."""
+    try:
+        return Picture(path)
+    except UserError as error:
+        raise UserError(f"{flag}: {error}") from None
+
+
+def verify(image_file: Path, target_file: Path, missing: np.ndarray) -> None:
+    """Read both files again and compare every pixel outside the hole, alpha included.
+
+    Raises:
+        UserError: if one differs.
+    """
+    first, second = Picture(image_file), Picture(target_file)
+    if first.colors.shape != second.colors.shape or first.colors.dtype != second.colors.dtype:
+        raise UserError(f"--verify: another size or depth: {target_file}")
+    differing = (first.colors != second.colors).any(axis=2)
+    if first.alpha is not None and second.alpha is not None:
+        differing |= first.alpha != second.alpha
+    count = int((differing & ~missing).sum())
+    if count:
+        raise UserError(f"--verify: {count:,} pixels outside the hole differ: {target_file}")
