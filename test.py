@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader
-from torchvision.utils import save_image
 from tqdm import tqdm
 
 from config import OneLineParser
@@ -66,6 +65,8 @@ def score_folder(
     network: InpaintingNetwork, loader: DataLoader, folder: Path, args: argparse.Namespace
 ) -> None:
     """Complete every image; write `outputs/`, both `metrics` and `test_results.png` to `folder`."""
+    from torchvision.utils import save_image  # slow to import
+
     device = next(network.parameters()).device
     lpips = {"use_lpips": args.use_lpips, "lpips_weights": args.lpips_weights or None}
     calculators = {name: MetricsCalculator(**lpips) for name in ("output", "coarse", *FLOORS)}
@@ -131,6 +132,8 @@ def save_attention(
     folder: Path,
 ) -> None:
     """Write one picture an image: masked input, structure and the attention of the three stages."""
+    from torchvision.utils import save_image  # slow to import
+
     heatmaps = attention_heatmaps(network, outputs, mask)
     for i, name in enumerate(names):
         path = folder / f"{name}.png"
@@ -163,6 +166,8 @@ def describe(
     args: argparse.Namespace,
 ) -> None:
     """Score a completion against the truth, if there is one, and draw its stages on a smaller copy."""
+    from torchvision.utils import save_image  # slow to import
+
     before, filled, missing = done.before, done.after, done.missing
     device = next(network.parameters()).device
     folder = Path(args.save_dir)
