@@ -4,9 +4,9 @@ import argparse
 import dataclasses
 import os
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
-from utils import UserError
+from cli import OneLineParser, UserError
 
 
 def setting(default: Any, help: str, metavar: str | None = None) -> Any:
@@ -197,16 +197,6 @@ def get_config(name: str = "default", **overrides: Any) -> Config:
     if unknown:
         raise UserError(f"no such setting: {', '.join(sorted(unknown))}")
     return Config(**(PRESETS[name] | overrides))
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """A parser whose errors are `UserError`s: one line, without the usage."""
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **kwargs)
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
 
 
 def add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field) -> None:

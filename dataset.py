@@ -20,7 +20,8 @@ from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
-from utils import UserError, atomic_path
+from cli import UserError
+from utils import atomic_path
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 MAX_UNREADABLE = 0.01  # share of a folder

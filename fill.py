@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from cli import UserError
 from dataset import find_images
 from inference import Inpainter
 from masks import Hole, alpha_hole, box_hole, doctor, feather, grow, read_hole
 from pictures import LOSSY, Picture
-from utils import UserError
 
 
 @dataclass(frozen=True)

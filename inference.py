@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from cli import UserError
 from models import InpaintingNetwork, pull
-from utils import UserError, load_checkpoint, select_device, weights_digest
+from utils import load_checkpoint, select_device, weights_digest
 
 WEIGHTS = Path(__file__).parent / "weights"  # those that come with the project
 WHOLE = 512  # pixels a side up to which the network completes a picture in one piece

@@ -6,8 +6,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from cli import UserError
 from pictures import Picture
-from utils import UserError
 
 MAX_GREY = 0.01  # share of a mask's pixels that may be neither black nor white
 MAX_ASPECT_ERROR = 0.02  # of a mask of another size

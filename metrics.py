@@ -8,7 +8,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from utils import UserError, boundary_band, load_trunk
+from cli import UserError
+from utils import boundary_band, load_trunk
 
 MAX_PSNR = 100.0  # dB, of equal images
 

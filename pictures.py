@@ -11,7 +11,8 @@ import cv2
 import numpy as np
 from PIL import Image, ImageCms
 
-from utils import UserError, atomic_path
+from cli import UserError
+from utils import atomic_path
 
 LOSSY = {"JPEG", "MPO", "AVIF"}  # formats whose known pixels cannot come back as they were
 JPEG_QUALITY = 95

@@ -19,6 +19,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from cli import UserError
 from config import Config, parse_config
 from dataset import EpochSampler, get_dataloaders, report_unreadable
 from losses import InpaintingLoss
@@ -27,7 +28,6 @@ from metrics import MetricsCalculator, lpips_score
 from models import InpaintingNetwork, attention_heatmaps
 from optimizer import Muon
 from utils import (
-    UserError,
     atomic_path,
     comparison_grid,
     heatmap_grid,

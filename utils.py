@@ -17,6 +17,8 @@ import torch
 import torch.distributed
 import torch.nn.functional as F
 
+from cli import UserError
+
 CHECKPOINT_FORMAT = "msse-inpainting-1"
 # what torch.load raises on a file that is damaged, or that is not its own
 READ_ERRORS = (
@@ -28,10 +30,6 @@ READ_ERRORS = (
     LookupError,
     OSError,
 )
-
-
-class UserError(Exception):
-    """A mistake that the user can mend: printed as one line, exit status 2, no traceback."""
 
 
 def seed_everything(seed: int) -> None:

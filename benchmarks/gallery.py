@@ -16,10 +16,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from config import OneLineParser
+from cli import OneLineParser, UserError
 from dataset import random_mask, read_image, resize_image
 from inference import Inpainter
-from utils import UserError, atomic_path
+from utils import atomic_path
 
 NAMES = (
     "astronaut.png", "brick.png", "camera.png", "chelsea.png", "coffee.png", "grass.png", "gravel.png",

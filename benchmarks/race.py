@@ -22,7 +22,8 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import models
-from config import OneLineParser, parse_config
+from cli import OneLineParser
+from config import parse_config
 from dataset import InpaintingDataset
 from losses import InpaintingLoss
 from models import InpaintingNetwork, MaskQueryCrossAttention, ResidualBlock

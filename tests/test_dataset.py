@@ -9,6 +9,7 @@ from conftest import photograph
 from PIL import Image
 
 import dataset
+from cli import UserError
 from dataset import (
     EpochSampler,
     InpaintingDataset,
@@ -19,7 +20,6 @@ from dataset import (
     read_image,
     read_mask,
 )
-from utils import UserError
 
 MASKS = [random_free_form_mask, random_rectangular_mask, random_mask]
 

@@ -10,11 +10,11 @@ from conftest import photograph
 from PIL import Image
 
 import fill
+from cli import UserError
 from fill import FillSettings, fill_files, verify
 from inference import Inpainter
 from models import InpaintingNetwork
 from pictures import Picture
-from utils import UserError
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ from conftest import photograph
 from PIL import Image
 
 import inference
+from cli import UserError
 from inference import (
     CELL,
     OVERLAP,
@@ -24,7 +25,7 @@ from inference import (
     tiles,
 )
 from models import InpaintingNetwork, pull, resize
-from utils import UserError, save_checkpoint
+from utils import save_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cli import UserError
 from masks import alpha_hole, box_hole, doctor, feather, grow, read_hole
 from pictures import Picture
-from utils import UserError
 
 HOLE = np.zeros((20, 30), bool)
 HOLE[4:12, 10:25] = True

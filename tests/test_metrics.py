@@ -4,6 +4,7 @@ import torch
 from conftest import SHARED, photograph
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
+from cli import UserError
 from metrics import (
     MAX_PSNR,
     MetricsCalculator,
@@ -14,7 +15,6 @@ from metrics import (
     psnr,
     ssim,
 )
-from utils import UserError
 
 WANG = {
     "gaussian_weights": True,

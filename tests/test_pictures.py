@@ -12,8 +12,8 @@ import pytest
 from conftest import photograph
 from PIL import Image, ImageCms, PngImagePlugin
 
+from cli import UserError
 from pictures import LOSSY, Picture, encode_png, nearest, read_chunks, stored, upright, write_chunks
-from utils import UserError
 
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 FORMATS = {

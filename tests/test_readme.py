@@ -7,8 +7,8 @@ import pytest
 from conftest import REPOSITORY
 
 import test as evaluation
+from cli import UserError
 from config import PRESETS, parse_config
-from utils import UserError
 
 README = (REPOSITORY / "README.md").read_text()
 

@@ -13,10 +13,11 @@ from conftest import REPOSITORY, photograph
 from PIL import Image
 
 import train as train_module
+from cli import UserError
 from config import Config, get_config
 from losses import InpaintingLoss
 from train import FINAL_LR, Interrupted, Run, ema_update, lr_factor, main, train, train_step
-from utils import UserError, load_checkpoint
+from utils import load_checkpoint
 
 MUON = {"optimizer": "muon", "base_channels": 16}
 

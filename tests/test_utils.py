@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from cli import UserError
 from utils import (
-    UserError,
     atomic_path,
     boundary_band,
     comparison_grid,

@@ -11,9 +11,10 @@ import pytest
 import torch
 from conftest import REPOSITORY, photograph
 
+from cli import UserError
 from inference import Inpainter, load_network
 from models import InpaintingNetwork
-from utils import UserError, load_checkpoint, save_checkpoint, weights_digest
+from utils import load_checkpoint, save_checkpoint, weights_digest
 
 ARCHITECTURE = {"base_channels": 4, "bottleneck_depth": 1}
 
