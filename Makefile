@@ -9,8 +9,8 @@ demo: .venv/installed  ## train, evaluate and inpaint on photographs that come w
 	$(BIN)/python quick_train.py --config debug --save_dir $(RUN) --resume auto
 	$(BIN)/python test.py --checkpoint $(RUN)/checkpoints/best_model.pth --test_root sample --max_images 50 \
 	    --save_attention --save_dir $(RUN)/evaluation
-	$(BIN)/python test.py --checkpoint $(RUN)/checkpoints/best_model.pth --image_path examples/astronaut.png \
-	    --mask_path examples/astronaut_mask.png --save_dir $(RUN)/inpainted
+	$(BIN)/python test.py --image_path examples/astronaut.png --mask_path examples/astronaut_mask.png \
+	    --save_dir $(RUN)/inpainted
 	@echo
 	@echo "checkpoint  $(RUN)/checkpoints/best_model.pth"
 	@echo "metrics     $(RUN)/metrics.csv (training), $(RUN)/evaluation/metrics.json (beside cv2.inpaint)"

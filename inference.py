@@ -178,6 +178,7 @@ class Inpainter:
                 raise ValueError("float pixels must be in [0, 1] outside the hole")
         filled = pixels.copy()
         color = filled[:, :, None] if filled.ndim == 2 else filled[:, :, :3]
+        color[hole] = 0  # NaN would survive even a weight of 0 in the blending
         for region in crops(hole, self.tile):
             self._complete(color[region], hole[region])
         return filled

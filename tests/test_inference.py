@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import photograph
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 import inference
@@ -169,6 +171,44 @@ def test_any_size_and_share(size: tuple[int, int], share: float, inpainter: Inpa
     result = inpainter(pixels, hole)
     assert np.array_equal(result[~hole], pixels[~hole])
     assert result.shape == pixels.shape
+
+
+@pytest.mark.parametrize("junk", [np.nan, np.inf, 1e9])
+def test_nothing_under_the_hole_is_read_in_tiles_either(junk: float, inpainter: Inpainter) -> None:
+    pixels, hole = picture(200, 300)
+    clean = pixels.astype(np.float32) / 255
+    dirty = clean.copy()
+    dirty[hole] = junk
+    assert np.array_equal(inpainter(dirty, hole), inpainter(clean, hole))
+
+
+@settings(max_examples=40, deadline=None, derandomize=True, database=None)
+@given(data=st.data())
+def test_any_array_comes_back_as_it_was_outside_any_hole(data: st.DataObject) -> None:
+    torch.manual_seed(0)
+    inpainter = Inpainter(InpaintingNetwork(2, bottleneck_depth=0).eval())
+    inpainter.tile = 128
+    height, width = (data.draw(st.integers(1, 200)) for _ in range(2))
+    channels = data.draw(st.sampled_from([(), (1,), (3,), (4,)]))
+    kind = np.dtype(data.draw(st.sampled_from(["uint8", "uint16", "float16", "float32", "float64"])))
+    generator = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    pixels = generator.random((height, width, *channels))
+    pixels = (pixels * np.iinfo(kind).max if kind.kind == "u" else pixels).astype(kind)
+    hole = np.zeros((height, width), bool)
+    for _ in range(data.draw(st.integers(0, 4))):
+        top, left = data.draw(st.integers(0, height)), data.draw(st.integers(0, width))
+        hole[top : top + data.draw(st.integers(0, 150)), left : left + data.draw(st.integers(0, 150))] = True
+    if kind.kind == "f":
+        pixels[hole] = data.draw(st.sampled_from([np.nan, np.inf, 6e4, 0.5]))  # never read
+    original = pixels.copy()
+    filled = inpainter(pixels, hole)
+    assert np.array_equal(pixels, original, equal_nan=kind.kind == "f")  # untouched
+    assert filled.shape == pixels.shape and filled.dtype == kind
+    assert np.array_equal(filled[~hole], original[~hole])
+    color = filled[..., :3] if channels == (4,) else filled
+    assert np.isfinite(color[hole]).all()
+    if kind.kind == "f":
+        assert color[hole].size == 0 or (color[hole].min() >= 0 and color[hole].max() <= 1)
 
 
 def test_crops_hold_every_hole_once_with_context(generator: np.random.Generator) -> None:
