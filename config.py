@@ -90,6 +90,7 @@ class Config:
     seed: int = setting(42, "of everything random", "N")
     val_interval: int = setting(1, "epochs from one validation to the next", "EPOCHS")
     checkpoint_interval: int = setting(10, "epochs from one kept checkpoint to the next", "EPOCHS")
+    keep_checkpoints: int = setting(5, "at most so many of those, the newest; 0 for all", "N")
     use_lpips: bool = setting(False, "add LPIPS to the validation metrics (needs the lpips package)")
     lpips_weights: str = setting(
         "", "file with AlexNet's features.* layers (default: torchvision's cache)", "FILE"
@@ -109,7 +110,15 @@ class Config:
             "boundary_width",
         ):
             require(getattr(self, name) >= 1, name, "at least 1")
-        for name in ("train_subset", "val_subset", "num_workers", "max_minutes", "seed", "weight_decay"):
+        for name in (
+            "train_subset",
+            "val_subset",
+            "num_workers",
+            "max_minutes",
+            "seed",
+            "weight_decay",
+            "keep_checkpoints",
+        ):
             require(getattr(self, name) >= 0, name, "0 or more")
         for name in (
             "bottleneck_depth",

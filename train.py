@@ -2,7 +2,6 @@
 
 import ctypes
 import dataclasses
-import json
 import math
 import signal
 import sys
@@ -27,13 +26,12 @@ from metric_tracker import MetricsTracker
 from metrics import MetricsCalculator, lpips_score
 from models import InpaintingNetwork, attention_heatmaps
 from optimizer import Muon
+from run_folder import changed_settings, find_state, keep_checkpoints, prepare_folder, try_to_save
 from utils import (
     atomic_path,
     comparison_grid,
     heatmap_grid,
-    load_checkpoint,
     process_group,
-    save_checkpoint,
     seed_everything,
     select_device,
 )
@@ -41,6 +39,7 @@ from utils import (
 FINAL_LR = 0.01  # share of the peak learning rate left at the end
 NUM_PICTURES = 4  # validation images drawn
 LEAST_MATRIX = 16  # channels
+MAX_SPOILT = 3  # steps in a row without a finite loss
 
 
 class Interrupted(Exception):
@@ -145,6 +144,7 @@ class Run:
         self.size, self.batch_size = config.stage_at(0.0)  # pixels and images, of the epoch under way
         self.best_psnr = -math.inf  # dB
         self.sums: dict[str, float] = {}  # of the losses in the epoch under way
+        self.num_spoilt = 0  # steps without a finite loss, in a row
 
     COUNTERS = ("epoch", "batch", "step", "images", "elapsed_s", "size", "batch_size", "best_psnr", "sums")
 
@@ -187,6 +187,14 @@ class Run:
         for name in self.COUNTERS:
             setattr(self, name, state["counters"][name])
 
+    def any_process(self, condition: bool) -> bool:
+        """Whether it holds in any of the processes."""
+        if self.num_processes > 1:
+            state = torch.tensor(float(condition), device=self.device)
+            torch.distributed.all_reduce(state, torch.distributed.ReduceOp.MAX)
+            return state.item() > 0
+        return condition
+
     def agree(self, stop: StopSignal) -> None:
         """Give all processes one clock and one mind: the latest time and any process's signal."""
         if self.num_processes > 1:
@@ -210,7 +218,7 @@ def train_step(
     criterion: InpaintingLoss,
     batches: list[dict[str, Any]],
     progress: float,
-) -> dict[str, float]:
+) -> dict[str, float] | None:
     """One optimizer step on the gradients of several batches, and one update of the averaged weights.
 
     Args:
@@ -218,10 +226,8 @@ def train_step(
         progress: the done share of the run, for the schedules.
 
     Returns:
-        Every loss term, averaged over the images, and `grad_norm` before clipping.
-
-    Raises:
-        UserError: if the loss is not finite.
+        Every loss term, averaged over the images, and `grad_norm` before clipping; None if the loss or a
+        gradient was not finite: then nothing has changed.
     """
     config = run.config
     for optimizer in run.optimizers:
@@ -239,13 +245,15 @@ def train_step(
         run.scaler.scale(losses["total"] * share).backward()
         for name, loss in losses.items():
             means[name] = means.get(name, 0.0) + loss.item() * share
-    if not math.isfinite(means["total"]):
-        raise UserError(
-            f"the loss is {means['total']} in epoch {run.epoch + 1}, step {run.step}: try a lower --lr"
-        )
     for optimizer in run.optimizers:
         run.scaler.unscale_(optimizer)
     norm = nn.utils.clip_grad_norm_(run.model.parameters(), config.grad_clip)
+    # half-precision gradients overflow now and then: the scaler skips those steps, and scales less
+    finite = math.isfinite(means["total"]) and (run.scaler.is_enabled() or math.isfinite(norm.item()))
+    if run.any_process(not finite):
+        run.model.zero_grad(set_to_none=True)
+        run.scaler.update()
+        return None
     for optimizer in run.optimizers:
         run.scaler.step(optimizer)
         optimizer.zero_grad(set_to_none=True)
@@ -308,9 +316,9 @@ def train(config: Config) -> Path:
 
         run = Run(config, device, rank, num_processes)
         folder = Path(config.save_dir).resolve()
-        resumed_file = find_checkpoint(config, folder)
-        if resumed_file is not None:
-            run.load_state_dict(load_checkpoint(resumed_file, "--resume"), resumed_file)
+        found = find_state(config, folder)
+        if found is not None:
+            run.load_state_dict(*found)
         criterion = InpaintingLoss(
             **{name: getattr(config, name) for name in vars(config) if name.startswith("lambda_")},
             boundary_width=config.boundary_width,
@@ -321,13 +329,23 @@ def train(config: Config) -> Path:
             probe = torch.zeros(1, 3, config.image_size, config.image_size, device=device)
             lpips_score(probe, probe, config.lpips_weights or None)
         loaders = make_loaders(run)
+        lock = None
         if rank == 0:
             for loader in loaders:
                 report_unreadable(loader.dataset)  # type: ignore[arg-type]
-            prepare_folder(folder, config, keep=resumed_file is not None and folder in resumed_file.parents)
+            checkpoint_bytes = 4 * 4 * sum(p.numel() for p in run.model.parameters())  # weights, EMA, moments
+            keep = found is not None and folder in found[1].parents
+            lock = prepare_folder(folder, config, keep, checkpoint_bytes)
+            changes = changed_settings(found[0]["config"], config) if found is not None else []
+            if changes:
+                print(f"resumed with other settings: {', '.join(changes)}")
         if not (folder / "checkpoints" / "best_model.pth").exists():  # another folder's best stays there
             run.best_psnr = -math.inf
-        return run_epochs(run, criterion, loaders, folder, stop)
+        try:
+            return run_epochs(run, criterion, loaders, folder, stop)
+        finally:
+            if lock is not None:
+                lock.release()
 
 
 def run_epochs(
@@ -370,15 +388,16 @@ def run_epochs(
             if writer is not None:
                 if run.tracker.rows[-1].get("psnr", -math.inf) > run.best_psnr:
                     run.best_psnr = run.tracker.rows[-1]["psnr"]
-                    save_checkpoint(run.state_dict(), best_file)
+                    try_to_save(run.state_dict(), best_file)
                 if run.epoch % config.checkpoint_interval == 0:
-                    save_checkpoint(
+                    try_to_save(
                         run.state_dict(), last_file.with_name(f"checkpoint_epoch_{run.epoch:04d}.pth")
                     )
+                    keep_checkpoints(folder, config.keep_checkpoints)
             run.elapsed_s += time.perf_counter() - start
             run.agree(stop)  # the others wait here for the validation
         if writer is not None:
-            save_checkpoint(run.state_dict(), last_file)
+            try_to_save(run.state_dict(), last_file)
         if stop.received is not None:
             break
     if writer is not None:
@@ -427,17 +446,31 @@ def train_epoch(
             continue
         progress = run.progress(len(loader))
         losses = train_step(run, network, criterion, group, progress)
+        run.num_spoilt = run.num_spoilt + 1 if losses is None else 0
         num_images = sum(len(batch["image"]) for batch in group) * run.num_processes
         elapsed, start = time.perf_counter() - start, time.perf_counter()
         run.batch, run.step = run.batch + len(group), run.step + 1
         run.images, run.elapsed_s = run.images + num_images, run.elapsed_s + elapsed
-        for name, value in (losses | {"images": 1, "seconds": elapsed / num_images}).items():
-            run.sums[name] = run.sums.get(name, 0.0) + value * num_images
-        if writer is not None:
-            log_step(run, losses, criterion.weights(progress), num_images / elapsed, writer)
+        spoilt_folder = last_file.parents[1] / "nonfinite"
+        if losses is None:
+            dump_batches(run, group, spoilt_folder)
+        else:
+            for name, value in (losses | {"images": 1, "seconds": elapsed / num_images}).items():
+                run.sums[name] = run.sums.get(name, 0.0) + value * num_images
+            if writer is not None:
+                log_step(run, losses, criterion.weights(progress), num_images / elapsed, writer)
         bar.update(len(group))
-        bar.set_postfix(loss=f"{losses['total']:.4f}")
+        bar.set_postfix(loss=f"{losses['total']:.4f}" if losses is not None else "not finite")
         group = []
+        if run.num_spoilt >= MAX_SPOILT:
+            if writer is not None:
+                writer.close()
+                try_to_save(run.state_dict(), last_file)
+            raise UserError(
+                f"{MAX_SPOILT} steps running, up to step {run.step}, had a loss or gradient "
+                f"that is not finite: look at their batches in {spoilt_folder}, "
+                f"or try a lower --lr with --resume auto"
+            )
         run.agree(stop)
         progress = run.progress(len(loader))
         if stop.received is not None or progress >= 1:
@@ -445,9 +478,17 @@ def train_epoch(
         if config.max_minutes and config.stage_at(progress) != (run.size, run.batch_size):
             break
         if writer is not None and time.perf_counter() - saved > 60 * config.save_minutes:
-            save_checkpoint(run.state_dict(), last_file)
+            try_to_save(run.state_dict(), last_file)
             saved = time.perf_counter()
     bar.close()
+
+
+def dump_batches(run: Run, batches: list[dict[str, Any]], folder: Path) -> None:
+    """Keep what spoilt a step, images, masks, names and position, to be replayed."""
+    content = {"epoch": run.epoch, "batch": run.batch, "step": run.step, "seed": run.config.seed}
+    path = folder / f"step_{run.step:07d}_process_{run.rank}.pth"
+    try_to_save(content | {"batches": batches}, path)
+    print(f"warning: step {run.step} was not finite and is skipped; its batch is in {path}", file=sys.stderr)
 
 
 def log_step(
@@ -465,7 +506,7 @@ def log_step(
 def finish_epoch(run: Run, batches: int, val_loader: DataLoader, writer: Any, folder: Path) -> None:
     """Validate if it is time, and write the epoch's row, curves and pictures."""
     config, sums = run.config, run.sums
-    seconds, num_images = sums.pop("seconds"), sums.pop("images")
+    seconds, num_images = sums.pop("seconds", math.nan), sums.pop("images", math.nan)
     means = {name: value / num_images for name, value in sums.items()}
     finished = run.batch < batches or run.epoch + 1 == config.epochs or run.progress(batches) >= 1
     run.epoch, run.batch, run.sums = run.epoch + 1, 0, {}
@@ -482,7 +523,7 @@ def finish_epoch(run: Run, batches: int, val_loader: DataLoader, writer: Any, fo
         images=run.images,
         size=run.size,
         lr=run.optimizers[0].param_groups[0]["lr"],
-        grad_norm=means["grad_norm"],
+        grad_norm=means.get("grad_norm", math.nan),
         images_per_s=num_images / seconds,
     )
     with atomic_path(folder / "metrics.csv") as temporary:
@@ -521,31 +562,6 @@ def make_loaders(run: Run) -> tuple[DataLoader, DataLoader]:
         rank=run.rank,
         num_processes=run.num_processes,
     )
-
-
-def find_checkpoint(config: Config, folder: Path) -> Path | None:
-    """The file that `--resume` names; None if it names none, or says `auto` and there is none yet."""
-    if config.resume == "auto":
-        last_file = folder / "checkpoints" / "last.pth"
-        return last_file if last_file.exists() else None
-    return Path(config.resume).resolve() if config.resume else None
-
-
-def prepare_folder(folder: Path, config: Config, keep: bool) -> None:
-    """Make the run's folder and write its `config.json`; another run that is there is moved aside."""
-    try:
-        if not keep and (folder / "config.json").exists():
-            aside = next(
-                p for n in range(1, 10_000) if not (p := folder.with_name(f"{folder.name}.old{n}")).exists()
-            )
-            folder.rename(aside)
-            print(f"{folder} held another run; moved to {aside}")
-        for name in ("logs", "checkpoints", "visualizations"):
-            (folder / name).mkdir(parents=True, exist_ok=True)
-        with atomic_path(folder / "config.json") as temporary:
-            temporary.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
-    except OSError as error:
-        raise UserError(f"--save_dir: cannot write to {folder}: {error.strerror}") from None
 
 
 def keep_freed_memory() -> None:

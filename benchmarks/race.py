@@ -211,7 +211,7 @@ def main() -> None:
         loader, _ = make_loaders(run)
         loader.sampler.epoch = run.epoch  # type: ignore[attr-defined]
         for batch in loader:
-            losses = train_step(run, run.model, criterion, [batch], progress)
+            losses = train_step(run, run.model, criterion, [batch], progress) or {}
             images[run.size] = images.get(run.size, 0) + len(batch["image"])
             run.step += 1
             progress = min(1.0, (time.process_time() - start) / (60 * args.minutes))

@@ -22,6 +22,7 @@ EDGES = {
     "masks": {"cli", "pictures"},
     "inference": {"cli", "models", "utils"},
     "fill": {"cli", "dataset", "inference", "masks", "pictures"},
+    "run_folder": {"cli", "config", "utils"},
     "train": {
         "cli",
         "config",
@@ -31,6 +32,7 @@ EDGES = {
         "metrics",
         "models",
         "optimizer",
+        "run_folder",
         "utils",
     },
     "evaluation": {"cli", "dataset", "fill", "inference", "metrics", "models", "utils"},

@@ -1,3 +1,4 @@
+import copy
 import csv
 import dataclasses
 import io
@@ -84,7 +85,7 @@ def test_a_run_leaves_what_the_readme_promises(config: Config, capsys: pytest.Ca
     best = train(config)
     folder = Path(config.save_dir)
     names = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
-    expected = {"config.json", "metrics.csv"}
+    expected = {"config.json", "metrics.csv", ".lock"}
     expected |= {f"checkpoints/{n}.pth" for n in ("best_model", "last", "checkpoint_epoch_0002")}
     expected |= {f"visualizations/{n}.png" for n in ("loss", "val_metrics", "output")}
     expected |= {f"visualizations/epoch_000{e}_{n}.png" for e in (2, 3) for n in ("comparison", "attention")}
@@ -172,14 +173,14 @@ def test_a_plan_in_time_changes_size_and_batch_within_an_epoch(
 
 def test_a_run_saves_between_the_ends_of_epochs(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     batches = []
-    save = train_module.save_checkpoint
+    save = train_module.try_to_save
 
-    def remember(state: dict[str, Any], path: Path) -> None:
+    def remember(state: dict[str, Any], path: Path) -> bool:
         if path.name == "last.pth":
             batches.append(state["counters"]["batch"])
-        save(state, path)
+        return save(state, path)
 
-    monkeypatch.setattr(train_module, "save_checkpoint", remember)
+    monkeypatch.setattr(train_module, "try_to_save", remember)
     train(dataclasses.replace(config, epochs=1, save_minutes=1e-9))
     assert batches == [1, 2, 0]
 
@@ -255,13 +256,85 @@ def test_a_finished_run_stays_as_it_is(config: Config) -> None:
     assert_same(state_of(Path(config.save_dir)), first)
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_in_one_line(
-    config: Config, capsys: pytest.CaptureFixture[str]
+def spoil(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
+    """Make the images of these steps NaN on their way to the network."""
+    to_device, count = train_module.to_device, 0
+
+    def spoiled(batch: dict[str, Any], run: Run) -> tuple[torch.Tensor, torch.Tensor]:
+        nonlocal count
+        count += torch.is_grad_enabled()  # not in validation
+        image, mask = to_device(batch, run)
+        if not torch.is_grad_enabled():
+            return image, mask
+        return (image * float("nan") if count in steps else image), mask
+
+    monkeypatch.setattr(train_module, "to_device", spoiled)
+
+
+def test_a_spoilt_step_is_skipped_and_its_batch_kept(
+    config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spoil(monkeypatch, {2})
+    train(dataclasses.replace(config, epochs=1))
+    assert "step 2 was not finite and is skipped" in capsys.readouterr().err
+    folder = Path(config.save_dir)
+    (dumped,) = (folder / "nonfinite").iterdir()
+    content = load_checkpoint(dumped, "")
+    assert content["batch"] == 2 and content["seed"] == 42 and len(content["batches"][0]["name"]) == 2
+    state = state_of(folder)
+    assert all(value.isfinite().all() for name in ("model", "ema") for value in state[name].values())
+    (row,) = csv.DictReader(io.StringIO((folder / "metrics.csv").read_text()))
+    assert float(row["loss_total"]) > 0 and float(row["psnr"]) > 0
+
+
+def test_a_skipped_step_changes_nothing(
+    config: Config, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(dataclasses.replace(config, **MUON), torch.device("cpu"))
+    loader, _ = train_module.make_loaders(run)
+    batches = list(loader)
+    criterion = InpaintingLoss()
+    assert train_step(run, run.model, criterion, [batches[0]], 0.5) is not None
+    before = copy.deepcopy(run.state_dict())
+    spoil(monkeypatch, {2})
+    assert train_step(run, run.model, criterion, batches[:2], 0.5) is None  # one of two accumulated
+    assert_same(run.state_dict(), before)
+    assert train_step(run, run.model, criterion, [batches[0]], 0.5) is not None
+
+
+def test_three_spoilt_steps_in_a_row_end_the_run_in_one_line(
+    config: Config, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     argv = [f"--{n}={getattr(config, n)}" for n in ("train_root", "val_root", "save_dir", "base_channels")]
-    argv += ["--image_size=32", "--lr=1e30", "--epochs=3", "--num_workers=0", "--device=cpu", "--warmup=0"]
+    argv += ["--image_size=32", "--epochs=5", "--num_workers=0", "--device=cpu", "--batch_size=2"]
+    spoil(monkeypatch, {1, 2, 4, 5, 6, 7})
     assert main(argv) == 2
-    assert "try a lower --lr" in capsys.readouterr().err.splitlines()[-1]
+    assert "train.py: error: 3 steps running, up to step 6" in capsys.readouterr().err.splitlines()[-1]
+    state = state_of(Path(config.save_dir))
+    assert state["counters"]["step"] == 6 and state["model"]["embed.weight"].isfinite().all()
+    monkeypatch.undo()
+    assert main([*argv, "--resume=auto", "--lr=1e-4"]) == 0
+    assert "resumed with other settings: lr 0.0002 -> 0.0001" in capsys.readouterr().out
+
+
+def test_a_full_disk_later_costs_no_earlier_checkpoint(
+    config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save, count = torch.save, 0
+
+    def scarce(state: Any, path: Path) -> None:
+        nonlocal count
+        count += 1
+        if count > 2:  # the first epoch's best and last are whole
+            Path(path).write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        save(state, path)
+
+    monkeypatch.setattr(torch, "save", scarce)
+    train(config)
+    assert "warning: cannot save" in (text := capsys.readouterr().err) and "training goes on" in text
+    assert state_of(Path(config.save_dir))["counters"]["epoch"] == 1
+    assert not list(Path(config.save_dir).rglob("*.tmp"))
 
 
 def test_a_folder_that_cannot_be_written_is_found_before_training(config: Config, tmp_path: Path) -> None:

@@ -1,0 +1,109 @@
+"""A run's folder: one writer at a time, room before training, and the newest whole checkpoint to go on from."""
+
+import dataclasses
+import os
+import shutil
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+
+from cli import UserError
+from config import Config, get_config
+from run_folder import changed_settings, claim, find_state, keep_checkpoints, prepare_folder, try_to_save
+from utils import save_checkpoint
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    return get_config("debug", save_dir=str(tmp_path), resume="auto")
+
+
+def write(folder: Path, name: str, age: int, number: int) -> Path:
+    path = folder / "checkpoints" / name
+    save_checkpoint({"number": number}, path)
+    os.utime(path, ns=(10**18 - age * 10**9,) * 2)
+    return path
+
+
+def test_auto_takes_the_newest_whole_checkpoint(
+    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert find_state(config, tmp_path) is None
+    old = write(tmp_path, "checkpoint_epoch_0001.pth", 3, 1)
+    new = write(tmp_path, "checkpoint_epoch_0002.pth", 2, 2)
+    last = write(tmp_path, "last.pth", 1, 3)
+    found = find_state(config, tmp_path)
+    assert found is not None and found[0]["number"] == 3 and found[1] == last
+    last.write_bytes(last.read_bytes()[:-500])
+    found = find_state(config, tmp_path)
+    assert found is not None and found[0]["number"] == 2
+    error = capsys.readouterr().err
+    assert "warning: --resume: not a readable checkpoint" in error and "last.pth" in error
+    for path in (last, new, old):
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match=r"not a readable checkpoint.*checkpoint_epoch_0001|last|0002"):
+        find_state(config, tmp_path)
+
+
+def test_a_named_checkpoint_has_to_be_there(config: Config, tmp_path: Path) -> None:
+    write(tmp_path, "last.pth", 1, 3)
+    with pytest.raises(UserError, match="--resume: no such file"):
+        find_state(dataclasses.replace(config, resume=str(tmp_path / "none.pth")), tmp_path)
+    assert find_state(dataclasses.replace(config, resume=""), tmp_path) is None
+
+
+def test_changed_settings_are_listed(config: Config) -> None:
+    saved = dataclasses.asdict(dataclasses.replace(config, lr=0.5, resume=""))
+    assert changed_settings(saved, config) == [f"lr 0.5 -> {config.lr}"]
+
+
+def test_two_runs_cannot_share_a_folder_and_a_crash_frees_it(config: Config, tmp_path: Path) -> None:
+    code = f"import time; from pathlib import Path; from run_folder import claim; lock = claim(Path({str(tmp_path)!r})); print('claimed', flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None and other.stdout.readline() == b"claimed\n"
+        with pytest.raises(UserError, match="--save_dir: another run is writing"):
+            prepare_folder(tmp_path, config, keep=True, checkpoint_bytes=1)
+        other.kill()
+    prepare_folder(tmp_path, config, keep=True, checkpoint_bytes=1).release()
+
+
+def test_another_run_is_moved_aside_and_the_new_folder_claimed(config: Config, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    prepare_folder(folder, config, keep=False, checkpoint_bytes=1).release()
+    lock = prepare_folder(folder, config, keep=False, checkpoint_bytes=1)
+    assert (tmp_path / "run.old1" / "config.json").exists() and (folder / "config.json").exists()
+    with pytest.raises(UserError, match="another run"):
+        claim(folder)
+    claim(tmp_path / "run.old1").release()
+    lock.release()
+
+
+def test_room_is_looked_for_before_training(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: types.SimpleNamespace(free=5 * 2**20))
+    with pytest.raises(UserError, match=r"5 MiB are free in .*, and checkpoints need 6 MiB"):
+        prepare_folder(tmp_path, config, keep=False, checkpoint_bytes=2 * 2**20)
+    claim(tmp_path).release()  # not held
+
+
+def test_only_the_newest_are_kept(tmp_path: Path) -> None:
+    for epoch in (1, 2, 10, 9):
+        write(tmp_path, f"checkpoint_epoch_{epoch:04d}.pth", 1, epoch)
+    write(tmp_path, "best_model.pth", 9, 0)
+    keep_checkpoints(tmp_path, 0)
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 5
+    keep_checkpoints(tmp_path, 2)
+    names = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert names == {"best_model.pth", "checkpoint_epoch_0009.pth", "checkpoint_epoch_0010.pth"}
+
+
+def test_a_failed_saving_is_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+
+    (tmp_path / "file").touch()
+    assert not try_to_save({}, tmp_path / "file" / "last.pth")
+    assert "training goes on" in capsys.readouterr().err
