@@ -253,3 +253,43 @@ def test_a_disk_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
         picture.save(tmp_path / "file" / "out.png")
+
+
+@pytest.mark.skipif(not hasattr(cv2, "imreadWithMetadata"), reason="OpenCV before 4.12 reads no metadata")
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
+def test_opencv_finds_profile_exif_and_alpha(form: str, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[271], exif[274] = "Maker", 8
+    path, target = tmp_path / f"in.{form.lower()}", tmp_path / f"out.{form.lower()}"
+    make("RGB" if form == "JPEG" else "RGBA").save(path, form, icc_profile=PROFILE, exif=exif, lossless=True)
+    picture = Picture(path)
+    fill_at_random(picture)
+    picture.save(target)
+    flags = cv2.IMREAD_UNCHANGED
+    before, after = (cv2.imreadWithMetadata(str(each), flags=flags) for each in (path, target))
+    assert list(before[1]) == list(after[1]) == [cv2.IMAGE_METADATA_EXIF, cv2.IMAGE_METADATA_ICCP]
+    assert [each.tobytes() for each in before[2]] == [each.tobytes() for each in after[2]]
+    assert after[2][1].tobytes() == PROFILE and b"Maker" in after[2][0].tobytes()
+    if form != "JPEG":
+        assert np.array_equal(before[0][:, :, 3], after[0][:, :, 3]) and after[0][:, :, 3].min() < 255
+
+
+def test_tifffile_finds_profile_exif_and_alpha(tmp_path: Path) -> None:
+    import tifffile
+
+    exif = Image.Exif()
+    exif[271], exif[274] = "Maker", 8
+    exif.get_ifd(34665)[33434] = 0.01
+    exif[34665] = 0
+    make("RGBA").save(tmp_path / "in.tif", icc_profile=PROFILE, exif=exif)
+    picture = Picture(tmp_path / "in.tif")
+    fill_at_random(picture)
+    picture.save(tmp_path / "out.tif")
+    pages = [tifffile.TiffFile(tmp_path / name).pages[0] for name in ("in.tif", "out.tif")]
+    tags: Any = [page.tags for page in pages]  # type: ignore[union-attr]
+    assert tags[0][34675].value == tags[1][34675].value == PROFILE
+    assert tags[1][271].value == "Maker" and tags[1][274].value == 8
+    assert tags[0][34665].value == tags[1][34665].value and tags[1][34665].value["ExposureTime"]
+    assert np.array_equal(pages[0].asarray()[:, :, 3], pages[1].asarray()[:, :, 3])
+    for page in pages:
+        page.parent.close()  # type: ignore[union-attr]
