@@ -6,12 +6,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY, photograph
 
 from cli import UserError
+from config import get_config
+from dataset import read_image
 from inference import Inpainter, load_network
 from models import InpaintingNetwork
 from utils import load_checkpoint, save_checkpoint, weights_digest
@@ -97,3 +100,24 @@ def test_mistakes_are_one_line(
         error = capsys.readouterr().err
         assert error.startswith("pack.py: error: ") and message in error and error.count("\n") == 1
     assert not (tmp_path / "out.pth").exists()
+
+
+def test_the_weights_that_come_along_are_small_whole_and_better_than_opencv() -> None:
+    path = REPOSITORY / "weights" / "default.pth"
+    assert path.stat().st_size < 8 * 10**6
+    state = load_checkpoint(path, "--checkpoint")
+    assert (
+        len(state["metrics"]) == 6 and state["data"] and not any("root" in name for name in state["config"])
+    )
+    assert state["architecture"] == get_config("default").architecture()
+    pixels = read_image(REPOSITORY / "examples" / "astronaut.png")
+    hole = read_image(REPOSITORY / "examples" / "astronaut_mask.png")[:, :, 0] > 127
+    errors = [
+        np.square(filled[hole].astype(float) - pixels[hole]).mean()
+        for filled in (
+            Inpainter.from_checkpoint(None, "cpu")(pixels, hole),
+            cv2.inpaint(pixels, hole.astype(np.uint8), 3, cv2.INPAINT_TELEA),
+            cv2.inpaint(pixels, hole.astype(np.uint8), 3, cv2.INPAINT_NS),
+        )
+    ]
+    assert errors[0] < 0.8 * min(errors[1:])
