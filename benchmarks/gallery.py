@@ -16,9 +16,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import metrics
 from cli import OneLineParser, UserError
 from dataset import random_mask, read_image, resize_image
-from inference import Inpainter
+from inference import Inpainter, to_tensor
 from utils import atomic_path
 
 NAMES = (
@@ -44,8 +45,8 @@ def photographs() -> dict[str, np.ndarray]:
 
 def psnr(filled: np.ndarray, image: np.ndarray, hole: np.ndarray) -> float:
     """In the hole, dB."""
-    error = filled[hole].astype(np.float64) - image[hole]
-    return float(10 * np.log10(255**2 / max(np.square(error).mean(), 1e-6)))
+    mask = torch.from_numpy(hole)[None, None]
+    return metrics.psnr(to_tensor(filled), to_tensor(image), mask).item()
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -10,17 +10,20 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import metrics
 from cli import OneLineParser, UserError
 from dataset import InpaintingDataset
-from inference import Inpainter, tiles
+from inference import Inpainter, tiles, to_tensor
 
 
 def psnr(filled: np.ndarray, image: np.ndarray, hole: np.ndarray) -> float:
     """In the hole, dB."""
-    return float(-10 * np.log10(max(np.square(filled[hole] - image[hole]).mean(), 1e-10)))
+    mask = torch.from_numpy(hole)[None, None]
+    return metrics.psnr(to_tensor(filled), to_tensor(image), mask).item()
 
 
 def border_steps(filled: np.ndarray, hole: np.ndarray, side: int) -> tuple[list[float], list[float]]:
