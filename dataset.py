@@ -21,9 +21,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
 from cli import UserError
-from utils import atomic_path
+from files import EXTENSIONS, atomic_path, find_images
 
-EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 MAX_UNREADABLE = 0.01  # share of a folder
 MAX_ASPECT = 4  # long side to short side of a cached picture
 MAX_GREY = 0.01  # share of a mask's pixels that may be neither black nor white
@@ -173,31 +172,6 @@ def read_mask(path: Path, invert: bool = False) -> tuple[np.ndarray, float]:
     grey = read_image(path, background="black").mean(axis=2)
     mask = (grey >= 127.5) != invert
     return mask.astype(np.uint8), float(np.mean((grey > 2) & (grey < 253)))
-
-
-def find_images(root: Path, flag: str) -> list[Path]:
-    """All picture files below `root`, in the order of their names.
-
-    Raises:
-        UserError: naming `flag`, if the folder is missing or holds no picture.
-    """
-    if not root.is_dir():
-        raise UserError(f"{flag}: no such folder: {root}")
-    found: list[Path] = []
-    visited: set[str] = set()  # a link may lead back to where it stands
-    for folder, subfolders, names in os.walk(root, followlinks=True):
-        visited.add(os.path.realpath(folder))
-        subfolders[:] = [name for name in subfolders if os.path.realpath(Path(folder, name)) not in visited]
-        found += [
-            path for name in names if not name.startswith(".") and (path := Path(folder, name)).is_file()
-        ]
-    images = sorted(path for path in found if path.suffix.lower() in EXTENSIONS)
-    if not images:
-        kinds = ", ".join(sorted({path.suffix.lower() or path.name for path in found})[:5]) or "nothing"
-        raise UserError(
-            f"{flag}: no images in {root} (found {kinds}; looked for {', '.join(sorted(EXTENSIONS))})"
-        )
-    return images
 
 
 def resize_image(image: np.ndarray, short_side: int) -> np.ndarray:

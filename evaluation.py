@@ -2,9 +2,9 @@
 
 import argparse
 import csv
-import dataclasses
 import io
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,12 @@ from tqdm import tqdm
 
 from cli import UserError
 from dataset import InpaintingDataset, report_unreadable
-from fill import Filled, FillSettings, fill_files, read_named
+from files import atomic_path
+from fill import Filled, FillSettings, Job, fill_folder, fill_job
 from inference import WHOLE, Inpainter, load_network, to_tensor, to_unit
 from metrics import MetricsCalculator, lpips_score, mean_interval
 from models import InpaintingNetwork, attention_heatmaps
-from utils import atomic_path, comparison_grid, heatmap_grid, seed_everything, select_device
+from utils import comparison_grid, heatmap_grid, seed_everything, select_device
 
 MAX_ROWS = 16  # of test_results.png
 CLASSICAL_RADIUS = 3  # pixels
@@ -134,33 +135,32 @@ def save_attention(
         save_image(heatmap_grid(image[i : i + 1], mask[i : i + 1], each), path)
 
 
-def fill(network: InpaintingNetwork, trained: tuple[float, float], args: argparse.Namespace) -> int:
-    """Fill one image, or all in a folder; returns the exit status."""
+def fill(
+    network: InpaintingNetwork, trained: tuple[float, float], args: argparse.Namespace, job: Job | None
+) -> int:
+    """Fill one image, which was read, or all in a folder; returns the exit status."""
     inpainter = Inpainter(network, max_memory=args.max_memory * 2**30, flip=args.flip, passes=args.passes)
-    settings = FillSettings(
-        **{field.name: getattr(args, field.name) for field in dataclasses.fields(FillSettings)}
-    )
-    truth = read_named(Path(args.gt_path), "--gt_path").colors if args.gt_path else None
+    settings = FillSettings.of(args)
+    completions: Iterable[Filled | None]
+    if job is None:
+        completions = fill_folder(inpainter, settings, trained)
+    else:
+        completions = [fill_job(inpainter, settings, trained, job)]
     failed = 0
-    for done in fill_files(inpainter, settings, trained, truth):
+    for done in completions:
         if done is None:
             failed += 1
-        elif truth is not None or args.save_attention:
-            describe(network, done, truth, args)
+        elif done.job.truth is not None or args.save_attention:
+            describe(network, done, args)
     return int(failed > 0)
 
 
 @torch.no_grad()
-def describe(
-    network: InpaintingNetwork,
-    done: Filled,
-    truth: np.ndarray | None,
-    args: argparse.Namespace,
-) -> None:
+def describe(network: InpaintingNetwork, done: Filled, args: argparse.Namespace) -> None:
     """Score a completion against the truth, if there is one, and draw its stages on a smaller copy."""
     from torchvision.utils import save_image  # slow to import
 
-    before, filled, missing = done.before, done.after, done.missing
+    before, filled, missing, truth = done.before, done.after, done.job.missing, done.job.truth
     device = next(network.parameters()).device
     folder = Path(args.save_dir)
     if truth is not None:
@@ -182,7 +182,7 @@ def describe(
     mask = torch.from_numpy(small)[None, None].to(device)
     outputs = network(image, mask, return_attention=True)
     if args.save_attention:
-        names = [done.relative.with_suffix("").as_posix()]
+        names = [done.job.relative.with_suffix("").as_posix()]
         save_attention(network, image, mask, outputs, names, folder / "attention")
     if truth is not None:
         save_image(comparison_grid(target, mask, outputs), folder / "test_results.png")
@@ -202,8 +202,11 @@ def write_json(content: dict[str, Any], path: Path) -> None:
         temporary.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace, job: Job | None = None) -> int:
     """Evaluate as `test.py` was told; returns the exit status: 1 if some images of a folder were not filled.
+
+    Args:
+        job: the single image to be filled, if there is one.
 
     Raises:
         UserError: for anything that the user can mend.
@@ -219,7 +222,7 @@ def run(args: argparse.Namespace) -> int:
         probe = torch.zeros(1, 3, 64, 64)
         lpips_score(probe, probe, args.lpips_weights or None)
     if args.image_path:
-        return fill(network, tuple(state["config"]["mask_coverage"]), args)
+        return fill(network, tuple(state["config"]["mask_coverage"]), args, job)
     args.image_size = args.image_size or state["config"]["image_size"]
     dataset = InpaintingDataset(
         args.test_root,

@@ -1,19 +1,24 @@
 """Fill the holes of picture files, one or all in a folder, each written back in its own format."""
 
+import argparse
+import dataclasses
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tqdm import tqdm
 
 from cli import UserError
-from dataset import find_images
-from inference import Inpainter
+from files import find_images
 from masks import Hole, alpha_hole, box_hole, doctor, feather, grow, read_hole
 from pictures import LOSSY, Picture
+
+if TYPE_CHECKING:  # what is read and refused here needs no torch, which is slow to import
+    from inference import Inpainter
 
 
 @dataclass(frozen=True)
@@ -34,49 +39,67 @@ class FillSettings:
     skip_existing: bool = False
     gt_path: str = ""
 
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> "FillSettings":
+        """Those among the flags."""
+        return cls(**{field.name: getattr(args, field.name) for field in dataclasses.fields(cls)})
+
+
+@dataclass(frozen=True)
+class Job:
+    """A picture that was read, its hole (H, W) bool, the file to write, and the true colours, if known."""
+
+    image_file: Path
+    target_file: Path
+    relative: Path
+    picture: Picture
+    missing: np.ndarray
+    notes: list[str]
+    truth: np.ndarray | None
+
 
 @dataclass(frozen=True)
 class Filled:
-    """One completion: colours (H, W, 1 or 3) before and after, hole (H, W) bool, and the file's path."""
+    """One completion: colours (H, W, 1 or 3) before and after."""
 
+    job: Job
     before: np.ndarray
     after: np.ndarray
-    missing: np.ndarray
-    relative: Path
 
 
-def fill_files(
-    inpainter: Inpainter,
-    settings: FillSettings,
-    trained: tuple[float, float],
-    truth: np.ndarray | None = None,
+def open_single(settings: FillSettings) -> Job | None:
+    """The job of a single image file; None if its result is there and `skip_existing` asks to leave it.
+
+    Raises:
+        UserError: as `open_job`.
+    """
+    path = Path(settings.image_path)
+    mask_file = Path(settings.mask_path) if settings.mask_path else None
+    return open_job(settings, path, mask_file, Path(path.name))
+
+
+def fill_folder(
+    inpainter: "Inpainter", settings: FillSettings, trained: tuple[float, float]
 ) -> Iterator[Filled | None]:
-    """Fill one image file, or all of a folder; what cannot be filled of a folder is reported at the end.
+    """Fill all images of a folder; what cannot be filled is reported at the end.
 
     Args:
         trained: range of missing shares that the network was trained on.
-        truth: of one image, (H, W, C): it has to be of the same size.
 
     Yields:
         Every completion; None for an image that could not be filled. Those that were there are left out.
 
     Raises:
-        UserError: for a mistake in the settings, or one image that could not be filled.
+        UserError: for a mistake in the settings.
     """
-    image_path = Path(settings.image_path)
-    if not image_path.is_dir():
-        mask_file = Path(settings.mask_path) if settings.mask_path else None
-        done = fill_file(inpainter, settings, trained, image_path, mask_file, Path(image_path.name), truth)
-        if done is not None:
-            yield done
-        return
-    jobs = list_jobs(settings)
+    files = list_files(settings)
     failed: list[str] = []
-    for image_file, mask_file, relative in tqdm(jobs, desc="filling", unit="image", disable=None):
+    for image_file, mask_file, relative in tqdm(files, desc="filling", unit="image", disable=None):
         try:
             if settings.mask_path and mask_file is None:
                 raise UserError(f"--mask_path: no mask for {image_file}")
-            done = fill_file(inpainter, settings, trained, image_file, mask_file, relative)
+            job = open_job(settings, image_file, mask_file, relative)
+            done = None if job is None else fill_job(inpainter, settings, trained, job)
         except UserError as error:
             failed.append(str(error))
             yield None
@@ -85,10 +108,10 @@ def fill_files(
                 yield done
     for message in failed:
         print(f"test.py: not filled: {message}", file=sys.stderr)
-    print(f"{len(jobs) - len(failed)} of {len(jobs)} images filled in {settings.save_dir}")
+    print(f"{len(files) - len(failed)} of {len(files)} images filled in {settings.save_dir}")
 
 
-def list_jobs(settings: FillSettings) -> list[tuple[Path, Path | None, Path]]:
+def list_files(settings: FillSettings) -> list[tuple[Path, Path | None, Path]]:
     """Every image of a folder, its mask (by path or stem, with or without `_mask`), and its relative path."""
     root, mask_root = Path(settings.image_path), Path(settings.mask_path)
     images = find_images(root, "--image_path")
@@ -112,22 +135,14 @@ def list_jobs(settings: FillSettings) -> list[tuple[Path, Path | None, Path]]:
     return jobs
 
 
-def fill_file(
-    inpainter: Inpainter,
-    settings: FillSettings,
-    trained: tuple[float, float],
-    image_file: Path,
-    mask_file: Path | None,
-    relative: Path,
-    truth: np.ndarray | None = None,
-) -> Filled | None:
-    """Complete one image file of any size and write it to `relative` in the folder of results.
+def open_job(settings: FillSettings, image_file: Path, mask_file: Path | None, relative: Path) -> Job | None:
+    """Read an image file and its hole, to be filled and written to `relative` in the folder of results.
 
     Returns:
         None if it was there and `skip_existing` asks to leave it.
 
     Raises:
-        UserError: if it cannot be read, filled, written, or verified.
+        UserError: if a file cannot be read, does not fit, or would be overwritten.
     """
     target_file = Path(settings.save_dir) / relative
     if settings.skip_existing and (target_file.exists() or target_file.with_suffix(".png").exists()):
@@ -139,32 +154,43 @@ def fill_file(
     for path in (image_file, mask_file, settings.gt_path):
         if path and target_file.resolve() == Path(path).resolve() and not settings.overwrite:
             raise UserError(f"--save_dir: {target_file} would overwrite an input (--overwrite)")
-    before = picture.colors
-    if truth is not None and truth.shape[:2] != before.shape[:2]:
-        sizes = [f"{each.shape[1]}×{each.shape[0]}" for each in (truth, before)]
+    truth = read_named(Path(settings.gt_path), "--gt_path").colors if settings.gt_path else None
+    if truth is not None and truth.shape[:2] != picture.colors.shape[:2]:
+        sizes = [f"{each.shape[1]}×{each.shape[0]}" for each in (truth, picture.colors)]
         raise UserError(f"--gt_path: is {sizes[0]} pixels, but the image is {sizes[1]}")
     hole = find_hole(picture, mask_file, settings)
-    missing = grow(hole.missing, settings.dilate)
-    notes = [*picture.notes, *hole.notes, *doctor(missing, trained)]
+    notes = [*picture.notes, *hole.notes]
     if lossy and not settings.lossless:
         notes.append(
             f"{picture.format} is written anew, at quality 95, and changes a little (--lossless: PNG)"
         )
-    for note in notes:
-        print(f"note: {image_file}: {note}", file=sys.stderr)
+    missing = grow(hole.missing, settings.dilate)
+    return Job(image_file, target_file, relative, picture, missing, notes, truth)
 
-    filled = inpainter.fill(before, missing)
+
+def fill_job(
+    inpainter: "Inpainter", settings: FillSettings, trained: tuple[float, float], job: Job
+) -> Filled:
+    """Complete a picture of any size and write it; `trained` as of `fill_folder`.
+
+    Raises:
+        UserError: if it cannot be written or verified.
+    """
+    for note in [*job.notes, *doctor(job.missing, trained)]:
+        print(f"note: {job.image_file}: {note}", file=sys.stderr)
+    before = job.picture.colors
+    filled = inpainter.fill(before, job.missing)
     if settings.feather:
-        filled = feather(filled, before, missing, settings.feather)
-    picture.fill(filled, missing, opaque=settings.alpha_mask)
-    picture.save(target_file, settings.lossless)
+        filled = feather(filled, before, job.missing, settings.feather)
+    job.picture.fill(filled, job.missing, opaque=settings.alpha_mask)
+    job.picture.save(job.target_file, settings.lossless)
     verified = ""
     if settings.verify:
-        verify(image_file, target_file, missing)
+        verify(job.image_file, job.target_file, job.missing)
         verified = ", the others are identical"
-    size = f"{missing.shape[1]}×{missing.shape[0]}"
-    print(f"{target_file}: {missing.mean():.1%} of {size} pixels filled{verified}")
-    return Filled(before, picture.colors, missing, relative)
+    size = f"{job.missing.shape[1]}×{job.missing.shape[0]}"
+    print(f"{job.target_file}: {job.missing.mean():.1%} of {size} pixels filled{verified}")
+    return Filled(job, before, job.picture.colors)
 
 
 def find_hole(picture: Picture, mask_file: Path | None, settings: FillSettings) -> Hole:

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageCms
 
 from cli import UserError
-from utils import atomic_path
+from files import atomic_path
 
 LOSSY = {"JPEG", "MPO", "AVIF"}  # formats whose known pixels cannot come back as they were
 JPEG_QUALITY = 95

@@ -11,7 +11,8 @@ from filelock import FileLock, Timeout
 
 from cli import UserError
 from config import Config
-from utils import atomic_path, load_checkpoint, save_checkpoint
+from files import atomic_path
+from utils import load_checkpoint, save_checkpoint
 
 
 def find_state(config: Config, folder: Path) -> tuple[dict[str, Any], Path] | None:

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from cli import OneLineParser, UserError
+from fill import FillSettings, open_single
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -128,9 +129,14 @@ def main(argv: list[str] | None = None) -> int:
     """
     try:
         args = parse_args(argv)
-        from evaluation import run  # slow to import: torch
+        job = None
+        if args.image_path and not Path(args.image_path).is_dir():
+            job = open_single(FillSettings.of(args))
+            if job is None:  # it was there
+                return 0
+        from evaluation import run  # slow to import: torch; a bad file is refused before
 
-        return run(args)
+        return run(args, job)
     except UserError as error:
         print(f"test.py: error: {error}", file=sys.stderr)
         return 2

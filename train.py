@@ -21,6 +21,8 @@ from tqdm import tqdm
 from cli import UserError
 from config import Config, parse_config
 from dataset import EpochSampler, get_dataloaders, report_unreadable
+from files import atomic_path
+from inference import load_network
 from losses import InpaintingLoss
 from metric_tracker import MetricsTracker
 from metrics import MetricsCalculator, lpips_score
@@ -28,7 +30,6 @@ from models import InpaintingNetwork, attention_heatmaps
 from optimizer import Muon
 from run_folder import changed_settings, find_state, keep_checkpoints, prepare_folder, try_to_save
 from utils import (
-    atomic_path,
     comparison_grid,
     heatmap_grid,
     process_group,
@@ -132,8 +133,9 @@ class Run:
         self.ema = AveragedModel(self.model, multi_avg_fn=ema_update(config.ema_decay))
         self.optimizers = make_optimizers(self.model, config.optimizer, fused=device.type == "cuda")
         self.amp_dtype = None
-        if config.amp and device.type == "cuda":
-            self.amp_dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        if config.amp and device.type in ("cuda", "cpu"):
+            lacking = device.type == "cuda" and not torch.cuda.is_bf16_supported()
+            self.amp_dtype = torch.float16 if lacking else torch.bfloat16
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.amp_dtype == torch.float16)
         self.tracker = MetricsTracker()
         self.epoch = 0  # epochs completed
@@ -162,20 +164,34 @@ class Run:
             "counters": {name: getattr(self, name) for name in self.COUNTERS},
         }
 
+    def expect_architecture(self, saved: dict[str, Any], flag: str, path: str | Path) -> None:
+        """Raises a `UserError` that names the differing fields, if `saved` is not the run's own."""
+        differing = [
+            f"{name} {saved.get(name)} there, {value} here"
+            for name, value in self.config.architecture().items()
+            if saved.get(name) != value
+        ]
+        if differing:
+            raise UserError(f"{flag}: {path} holds another architecture: {'; '.join(differing)}")
+
+    def begin_with(self, checkpoint: str) -> None:
+        """Begin with the averaged weights of a checkpoint, and with nothing else of it.
+
+        Raises:
+            UserError: if it cannot be read, or holds another architecture.
+        """
+        network, state = load_network(checkpoint, self.device, "--init")
+        self.expect_architecture(state["architecture"], "--init", checkpoint)
+        self.model.load_state_dict(network.state_dict())
+        self.ema.module.load_state_dict(network.state_dict())
+
     def load_state_dict(self, state: dict[str, Any], path: Path) -> None:
         """Continue from a checkpoint.
 
         Raises:
             UserError: naming the differing fields, if it holds another architecture.
         """
-        saved, asked = state["architecture"], self.config.architecture()
-        differing = [
-            f"{name} {saved.get(name)} there, {value} here"
-            for name, value in asked.items()
-            if saved.get(name) != value
-        ]
-        if differing:
-            raise UserError(f"--resume: {path} holds another architecture: {'; '.join(differing)}")
+        self.expect_architecture(state["architecture"], "--resume", path)
         self.model.load_state_dict(state["model"])
         self.ema.module.load_state_dict(state["ema"])
         self.ema.n_averaged.fill_(state["num_averaged"])
@@ -319,6 +335,8 @@ def train(config: Config) -> Path:
         found = find_state(config, folder)
         if found is not None:
             run.load_state_dict(*found)
+        elif config.init:
+            run.begin_with(config.init)
         criterion = InpaintingLoss(
             **{name: getattr(config, name) for name in vars(config) if name.startswith("lambda_")},
             boundary_width=config.boundary_width,

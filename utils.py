@@ -1,4 +1,4 @@
-"""What several modules share: the user's errors, seeds, devices, the rim of a hole, atomic checkpoints."""
+"""What several modules share: the user's errors, seeds, devices, the rim of a hole, grids, checkpoints."""
 
 import contextlib
 import hashlib
@@ -18,6 +18,7 @@ import torch.distributed
 import torch.nn.functional as F
 
 from cli import UserError
+from files import atomic_path
 
 CHECKPOINT_FORMAT = "msse-inpainting-1"
 # what torch.load raises on a file that is damaged, or that is not its own
@@ -115,20 +116,6 @@ def heatmap_grid(image: torch.Tensor, mask: torch.Tensor, heatmaps: dict[str, to
         colored = np.stack([cv2.applyColorMap(each[0], cv2.COLORMAP_VIRIDIS)[:, :, ::-1] for each in values])
         columns.append(torch.from_numpy(colored.transpose(0, 3, 1, 2) / np.float32(255)))
     return make_grid(torch.stack(columns, dim=1).flatten(0, 1), nrow=len(columns), padding=2, pad_value=1.0)
-
-
-@contextlib.contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; rename it over `path` on success, remove it on failure."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def save_checkpoint(state: dict[str, Any], path: Path) -> None:

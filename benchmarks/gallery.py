@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import metrics
 from cli import OneLineParser, UserError
 from dataset import random_mask, read_image, resize_image
+from files import atomic_path
 from inference import Inpainter, to_tensor
-from utils import atomic_path
 
 NAMES = (
     "astronaut.png", "brick.png", "camera.png", "chelsea.png", "coffee.png", "grass.png", "gravel.png",

@@ -1,17 +1,21 @@
 """Files and folders are filled, each in its own format; one bad file does not stop the rest."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import photograph
+from conftest import REPOSITORY, photograph
 from PIL import Image
+from test_pictures import MALFORMED
 
 import fill
 from cli import UserError
-from fill import FillSettings, fill_files, verify
+from fill import FillSettings, fill_folder, fill_job, open_single, verify
 from inference import Inpainter
 from models import InpaintingNetwork
 from pictures import Picture
@@ -36,29 +40,27 @@ def tree(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(inpainter: Inpainter, **settings: Any) -> list:
-    return list(
-        fill_files(
-            inpainter,
-            FillSettings(
-                **{k: v if isinstance(v, tuple | bool | int) else str(v) for k, v in settings.items()}
-            ),
-            (0.1, 0.6),
-        )
+def run(inpainter: Inpainter, **values: Any) -> list:
+    settings = FillSettings(
+        **{k: v if isinstance(v, tuple | bool | int) else str(v) for k, v in values.items()}
     )
+    if Path(settings.image_path).is_dir():
+        return list(fill_folder(inpainter, settings, (0.1, 0.6)))
+    job = open_single(settings)
+    return [] if job is None else [fill_job(inpainter, settings, (0.1, 0.6), job)]
 
 
 def test_a_folder_keeps_its_tree_and_formats(
     inpainter: Inpainter, tree: Path, capsys: pytest.CaptureFixture
 ) -> None:
     done = run(inpainter, image_path=tree / "in", mask_path=tree / "masks", save_dir=tree / "out")
-    assert {str(each.relative) for each in done} == {"a.png", "deep/b.jpg", "deep/c.bmp"}
+    assert {str(each.job.relative) for each in done} == {"a.png", "deep/b.jpg", "deep/c.bmp"}
     for each in done:
-        before, after = Picture(tree / "in" / each.relative), Picture(tree / "out" / each.relative)
+        before, after = Picture(tree / "in" / each.job.relative), Picture(tree / "out" / each.job.relative)
         assert before.format == after.format
-        assert each.missing.sum() == 200
+        assert each.job.missing.sum() == 200
         if after.format != "JPEG":
-            verify(tree / "in" / each.relative, tree / "out" / each.relative, each.missing)
+            verify(tree / "in" / each.job.relative, tree / "out" / each.job.relative, each.job.missing)
     captured = capsys.readouterr()
     assert "3 of 3 images filled" in captured.out and "b.jpg: JPEG is written anew" in captured.err
 
@@ -91,7 +93,7 @@ def test_what_is_there_is_left_on_request(inpainter: Inpainter, tree: Path) -> N
     run(inpainter, **settings, lossless=True)
     (tree / "out" / "a.png").unlink()
     done = run(inpainter, **settings, lossless=True, skip_existing=True)
-    assert [str(each.relative) for each in done] == ["a.png"]
+    assert [str(each.job.relative) for each in done] == ["a.png"]
     assert Picture(tree / "out" / "deep" / "b.png").format == "PNG"
 
 
@@ -110,7 +112,7 @@ def test_boxes_growth_and_feather_reach_the_file(inpainter: Inpainter, tree: Pat
     sharp, grown, soft = (
         run(inpainter, **settings, **more)[0] for more in ({}, {"dilate": 2}, {"feather": 3})
     )
-    assert sharp.missing.sum() == 100 < grown.missing.sum() < 200
+    assert sharp.job.missing.sum() == 100 < grown.job.missing.sum() < 200
     changes = [np.abs(each.after.astype(int) - each.before).sum() for each in (sharp, soft)]
     assert 0 < changes[1] < changes[0]
 
@@ -123,7 +125,7 @@ def test_the_pictures_own_alpha_is_filled_and_made_opaque(inpainter: Inpainter, 
         inpainter, image_path=tmp_path / "in.png", save_dir=tmp_path / "out", alpha_mask=True, verify=True
     )
     after = Picture(tmp_path / "out" / "in.png")
-    assert after.alpha is not None and after.alpha.min() == 1 and done.missing.sum() == 144
+    assert after.alpha is not None and after.alpha.min() == 1 and done.job.missing.sum() == 144
 
 
 def test_verify_finds_a_changed_pixel(inpainter: Inpainter, tree: Path) -> None:
@@ -135,6 +137,53 @@ def test_verify_finds_a_changed_pixel(inpainter: Inpainter, tree: Path) -> None:
         verify(path, tree / "changed.png", missing)
     missing[3, 3] = True
     verify(path, tree / "changed.png", missing)
+
+
+REFUSALS = """
+import contextlib, io, json, pathlib, sys, time
+import test
+rows = []
+for argv in json.load(sys.stdin):
+    errors, start = io.StringIO(), time.perf_counter()
+    with contextlib.redirect_stderr(errors):
+        status = test.main(argv)
+    rows.append([status, errors.getvalue(), time.perf_counter() - start])
+status = pathlib.Path("/proc/self/status")  # of Linux
+peak = 1024 * int(status.read_text().split("VmHWM:")[1].split()[0]) if status.exists() else 0
+print(json.dumps({"rows": rows, "peak": peak, "torch": "torch" in sys.modules}))
+"""
+
+
+def test_bad_files_are_refused_in_one_line_at_once_and_before_torch_is_loaded(tmp_path: Path) -> None:
+    bad = []
+    for number, (_, content) in enumerate(MALFORMED.items()):
+        bad.append(tmp_path / f"bad{number}.png")
+        bad[-1].write_bytes(content)
+    good, mask, narrow = (tmp_path / name for name in ("good.png", "mask.png", "narrow.png"))
+    Image.fromarray(photograph(30, 40)).save(good)
+    Image.fromarray(np.eye(40, dtype=np.uint8)[:30] * 255).save(mask)
+    Image.fromarray(np.eye(40, dtype=np.uint8)[:10] * 255).save(narrow)
+    pairs = [(path, mask) for path in [*bad, tmp_path / "none.png"]]
+    pairs += [(good, path) for path in [*bad[::5], tmp_path / "none.png", narrow]]
+    calls = [
+        [f"--image_path={image}", f"--mask_path={hole}", f"--save_dir={tmp_path / 'out'}"]
+        for image, hole in pairs
+    ]
+    calls += [
+        [f"--image_path={good}", f"--save_dir={tmp_path / 'out'}", flag]
+        for flag in ("--box=0,0,-1,4", "--box=99,0,4,4", "--alpha_mask")
+    ]
+    calls.append([f"--image_path={good}", f"--mask_path={mask}", f"--save_dir={tmp_path}"])  # over an input
+    calls.append([*calls[-1][:2], f"--save_dir={tmp_path / 'out'}", f"--gt_path={narrow}"])
+    done = subprocess.run(
+        [sys.executable, "-c", REFUSALS], input=json.dumps(calls), capture_output=True, text=True,
+        check=True, cwd=REPOSITORY,
+    )  # fmt: skip
+    report = json.loads(done.stdout)
+    assert len(calls) >= 60 and not (tmp_path / "out").exists()
+    for call, (status, errors, seconds) in zip(calls, report["rows"], strict=True):
+        assert status == 2 and errors.count("\n") == 1 and seconds < 2, (call, errors, seconds)
+    assert report["peak"] < 500 * 2**20 and not report["torch"]
 
 
 def test_the_flags_are_the_settings() -> None:

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from cli import UserError
+from files import atomic_path
 from utils import (
-    atomic_path,
     boundary_band,
     comparison_grid,
     dilate,
