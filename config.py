@@ -79,11 +79,14 @@ class Config:
 
     # machine
     device: str = setting("auto", "auto, cuda, cuda:1, mps or cpu", "NAME")
-    amp: bool = setting(False, "mixed precision on CUDA: bfloat16 where it exists, else float16")
+    amp: bool = setting(
+        False, "mixed precision: bfloat16, or float16 on CUDA without it; on CPUs with AVX512-BF16 or AMX"
+    )
     channels_last: bool = setting(True, "keep tensors in channels-last order")
     compile: bool = setting(False, "compile the network with torch.compile")
 
     # run
+    init: str = setting("", "weights to begin with: a checkpoint, or one that comes with it: default", "FILE")
     save_dir: str = setting("experiments/exp1", "folder of the run", "DIR")
     save_minutes: float = setting(10.0, "time from one saving to the next inside an epoch", "MINUTES")
     resume: str = setting("", "checkpoint to continue; 'auto': the last of save_dir, if there is one", "FILE")

@@ -489,7 +489,8 @@ class InpaintingNetwork(nn.Module):
         """Complete an image that is 0 under the hole over a guess (B, 3, H, W) of the whole; as `forward`."""
         height, width = image.shape[-2:]
         border = (0, -width % STRIDE, 0, -height % STRIDE)
-        image, prefill = F.pad(image, border), F.pad(prefill, border, mode="replicate")
+        if any(border):  # a padding by nothing copies too, and torch.compile mistakes its gradient's layout
+            image, prefill = F.pad(image, border), F.pad(prefill, border, mode="replicate")
         hole = F.pad(mask, border, value=1)  # what lies beyond the border is as unknown as the hole
         features, masks = self.encoder(image, hole)
         coarse, decoded = self.coarse_decoder(features, prefill, hole)

@@ -17,8 +17,8 @@ import train as train_module
 from cli import UserError
 from config import Config, get_config
 from losses import InpaintingLoss
-from train import FINAL_LR, Interrupted, Run, ema_update, lr_factor, main, train, train_step
-from utils import load_checkpoint
+from train import FINAL_LR, Interrupted, Run, ema_update, lr_factor, main, make_loaders, train, train_step
+from utils import load_checkpoint, save_checkpoint
 
 MUON = {"optimizer": "muon", "base_channels": 16}
 
@@ -237,6 +237,41 @@ def test_another_architecture_is_refused_with_the_differing_fields(config: Confi
     with pytest.raises(UserError, match="another architecture: base_channels 4 there, 8 here"):
         train(other)
     assert not (tmp_path / "x").exists()
+
+
+def test_a_run_begins_with_the_weights_of_another(config: Config, tmp_path: Path) -> None:
+    trained = load_checkpoint(train(dataclasses.replace(config, epochs=1)), "--init")
+    path = tmp_path / "weights.pth"
+    save_checkpoint(trained, path)
+    run = Run(config, torch.device("cpu"))
+    assert not torch.equal(run.model.embed.weight, trained["ema"]["embed.weight"])
+    run.begin_with(str(path))
+    assert_same(run.model.state_dict(), trained["ema"])
+    assert_same(run.ema.module.state_dict(), trained["ema"])
+    begun = dataclasses.replace(config, init=str(path), lr=1e-12, epochs=1, save_dir=str(tmp_path / "begun"))
+    train(begun)
+    weights = state_of(tmp_path / "begun")["ema"]["embed.weight"]
+    assert torch.allclose(weights, trained["ema"]["embed.weight"], atol=1e-6)
+    with pytest.raises(UserError, match=r"--init: .* holds another architecture: base_channels 4 there, 6"):
+        train(dataclasses.replace(begun, base_channels=6))
+    with pytest.raises(UserError, match="--init: no such file"):
+        train(dataclasses.replace(begun, init="none.pth"))
+
+
+def test_mixed_precision_on_a_cpu_trains_as_single_precision_does(config: Config) -> None:
+    losses = []
+    for amp in (False, True):
+        torch.manual_seed(0)
+        run = Run(dataclasses.replace(config, amp=amp, lr=1e-3), torch.device("cpu"))
+        assert run.amp_dtype == (torch.bfloat16 if amp else None)
+        loader, _ = make_loaders(run)
+        criterion = InpaintingLoss()
+        batches = list(loader)[:2]
+        steps = [train_step(run, run.model, criterion, batches, 0.5) or {} for _ in range(12)]
+        losses.append([step["total"] for step in steps])
+        assert all(parameter.dtype == torch.float32 for parameter in run.model.parameters())
+    assert losses[1][-1] < losses[1][0]
+    assert losses[1] == pytest.approx(losses[0], rel=0.02) and losses[1] != losses[0]
 
 
 def test_a_second_run_moves_the_first_aside(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
