@@ -77,6 +77,8 @@ def prepare_folder(folder: Path, config: Config, keep: bool, checkpoint_bytes: i
             print(f"{folder} held another run; moved to {aside}")
         for name in ("logs", "checkpoints", "visualizations"):
             (folder / name).mkdir(parents=True, exist_ok=True)
+        for leftover in [*folder.glob(".*.tmp"), *folder.glob("*/.*.tmp")]:  # of a run that was killed
+            leftover.unlink()
         free = shutil.disk_usage(folder).free
         if free < 3 * checkpoint_bytes:
             lock.release()

@@ -1,6 +1,7 @@
 """A run's folder: one writer at a time, room before training, and the newest whole checkpoint to go on from."""
 
 import dataclasses
+import json
 import os
 import shutil
 import subprocess
@@ -82,6 +83,16 @@ def test_another_run_is_moved_aside_and_the_new_folder_claimed(config: Config, t
     lock.release()
 
 
+def test_what_a_killed_run_was_writing_is_removed(config: Config, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    (folder / "checkpoints").mkdir(parents=True)
+    leftovers = [folder / ".metrics.csv.77.tmp", folder / "checkpoints" / ".last.pth.77.tmp"]
+    for path in leftovers:
+        path.write_bytes(b"half")
+    prepare_folder(folder, config, True, 0).release()
+    assert not any(path.exists() for path in leftovers)
+
+
 def test_room_is_looked_for_before_training(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,3 +118,14 @@ def test_a_failed_saving_is_a_warning(tmp_path: Path, capsys: pytest.CaptureFixt
     (tmp_path / "file").touch()
     assert not try_to_save({}, tmp_path / "file" / "last.pth")
     assert "training goes on" in capsys.readouterr().err
+
+
+def test_a_run_that_is_killed_again_and_again_ends_as_if_nothing_had_been() -> None:
+    """A short form of the benchmark, whose report says what was compared."""
+    done = subprocess.run(
+        [sys.executable, "benchmarks/kill.py", "--kills=3", "--epochs=8"],
+        cwd=REPOSITORY, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report == report | {"kills": 3, "steps": 200, "differing": [], "left": []}

@@ -1,0 +1,121 @@
+"""Whether a training run that is killed again and again ends as if nothing had been.
+
+One run goes to its end undisturbed. Another of the same settings is killed by SIGKILL at random moments,
+about half of them while a checkpoint is being written, and resumed by `--resume auto` each time. Weights,
+averaged weights, optimizer states and metrics have to be equal bit for bit, with no temporary file left.
+"""
+
+import csv
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from cli import OneLineParser
+from utils import load_checkpoint
+
+ROOT = Path(__file__).parents[1]
+TIMES = {"seconds", "images_per_s", "elapsed_s"}  # differ from run to run
+
+
+def differences(first: Any, second: Any, where: str = "") -> list[str]:
+    """Where two states differ, times apart."""
+    if isinstance(first, torch.Tensor):
+        return [] if torch.equal(first, second) else [where]
+    if isinstance(first, dict) and isinstance(second, dict) and first.keys() == second.keys():
+        pairs = [(key, first[key], second[key]) for key in first if key not in TIMES]
+    elif isinstance(first, list) and isinstance(second, list) and len(first) == len(second):
+        pairs = [(str(i), *pair) for i, pair in enumerate(zip(first, second, strict=True))]
+    else:
+        same = first == second or (first != first and second != second)  # NaN is like NaN here
+        return [] if same else [where]
+    return [found for key, x, y in pairs for found in differences(x, y, f"{where}.{key}")]
+
+
+def temporaries(folder: Path) -> set[Path]:
+    return set(folder.rglob(".*.tmp"))
+
+
+def kill_once(command: list[str], folder: Path, generator: random.Random, at_writing: bool) -> bool:
+    """Start or resume the run, let it save a few times, and kill it; returns whether it was writing then.
+
+    Raises:
+        RuntimeError: if the run came to its end before.
+    """
+    last_file = folder / "checkpoints" / "last.pth"
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+
+    def wait_for(event: Callable[[], bool]) -> None:
+        while not event():
+            if process.poll() is not None:
+                raise RuntimeError(f"the run was over before it was killed: {process.communicate()[1]}")
+            time.sleep(0.0005)
+
+    def saved() -> int:
+        return last_file.stat().st_mtime_ns if last_file.exists() else 0
+
+    for _ in range(generator.randint(1, 4)):
+        before = saved()
+        wait_for(lambda before=before: saved() != before)  # type: ignore[misc]
+    if at_writing:
+        wait_for(lambda: bool(temporaries(folder)))
+        time.sleep(generator.uniform(0, 0.002))
+    else:
+        time.sleep(generator.uniform(0, 1))
+    process.kill()
+    process.communicate()
+    return bool(temporaries(folder))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns 1 if the runs differ."""
+    parser = OneLineParser(prog="kill.py", description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=30, metavar="N")
+    parser.add_argument("--epochs", type=int, default=40, metavar="N", help="of the run; each is 25 steps")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the moments")
+    args = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as name:
+        folders = [Path(name) / each for each in ("whole", "killed")]
+        common = [
+            sys.executable, "train.py", "--train_root=sample", "--val_root=sample", "--val_subset=4",
+            "--train_subset=50", "--image_size=32", "--base_channels=16", "--bottleneck_depth=1",
+            "--batch_size=2", "--num_workers=0", "--lr=1e-3", "--optimizer=muon", "--val_interval=4",
+            "--checkpoint_interval=4", "--save_minutes=0.005", "--device=cpu", "--resume=auto",
+            f"--epochs={args.epochs}", f"--cache_dir={name}/cache",
+        ]  # fmt: skip
+        subprocess.run([*common, f"--save_dir={folders[0]}"], cwd=ROOT, check=True, capture_output=True)
+        generator, writing = random.Random(args.seed), 0
+        command = [*common, f"--save_dir={folders[1]}"]
+        for number in range(args.kills):
+            at_writing = number % 2 == 0  # a third has to hit, and not every one does
+            writing += kill_once(command, folders[1], generator, at_writing)
+            print(f"killed {number + 1} times, {writing} of them while writing", flush=True)
+        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+        states = [load_checkpoint(folder / "checkpoints" / "last.pth", "--resume") for folder in folders]
+        for state in states:
+            del state["config"]
+        found = differences(states[0], states[1])
+        tables = [
+            [{key: value for key, value in row.items() if key not in TIMES} for row in csv.DictReader(lines)]
+            for lines in ((folder / "metrics.csv").read_text().splitlines() for folder in folders)
+        ]
+        left = sorted(str(path.relative_to(name)) for path in temporaries(Path(name)))
+    differing = found + ([] if tables[0] == tables[1] else ["metrics.csv"])
+    report = {"kills": args.kills, "while writing": writing, "steps": states[0]["counters"]["step"]}
+    print(json.dumps(report | {"differing": differing[:9], "left": left}))
+    return int(bool(differing or left))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
