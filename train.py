@@ -162,6 +162,7 @@ class Run:
             "scaler": self.scaler.state_dict(),
             "history": self.tracker.rows,
             "counters": {name: getattr(self, name) for name in self.COUNTERS},
+            "num_processes": self.num_processes,
         }
 
     def expect_architecture(self, saved: dict[str, Any], flag: str, path: str | Path) -> None:
@@ -202,6 +203,8 @@ class Run:
         self.tracker = MetricsTracker(state["history"])
         for name in self.COUNTERS:
             setattr(self, name, state["counters"][name])
+        # of another number of processes: the same place in the epoch, less at most one batch of each
+        self.batch = self.batch * state.get("num_processes", 1) // self.num_processes
 
     def any_process(self, condition: bool) -> bool:
         """Whether it holds in any of the processes."""

@@ -274,6 +274,17 @@ def test_mixed_precision_on_a_cpu_trains_as_single_precision_does(config: Config
     assert losses[1] == pytest.approx(losses[0], rel=0.02) and losses[1] != losses[0]
 
 
+@pytest.mark.parametrize(("before", "after", "batch"), [(1, 2, 3), (2, 1, 14), (4, 3, 9)])
+def test_another_number_of_processes_goes_on_from_the_same_image(
+    config: Config, before: int, after: int, batch: int, tmp_path: Path
+) -> None:
+    run = Run(config, torch.device("cpu"), num_processes=before)
+    run.batch = 7  # of each process
+    resumed = Run(config, torch.device("cpu"), num_processes=after)
+    resumed.load_state_dict(copy.deepcopy(run.state_dict()), tmp_path / "last.pth")
+    assert resumed.batch == batch and resumed.batch * after <= 7 * before
+
+
 def test_a_second_run_moves_the_first_aside(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
     config = dataclasses.replace(config, epochs=1)
     train(config)
