@@ -36,7 +36,8 @@ class Config:
     invert_mask: bool = setting(False, "in mask files black is missing, not white")
     min_crop: float = setting(1.0, "least side of a training crop, of the image's shorter side", "SHARE")
     num_workers: int = setting(2, "loader processes", "N")
-    cache_dir: str = setting("", "where decoded images are kept (default: the user's cache folder)", "DIR")
+    cache: bool = setting(True, "keep decoded images in a file that all processes share")
+    cache_dir: str = setting("", "where that file is (default: the user's cache folder)", "DIR")
 
     # network
     base_channels: int = setting(40, "C, channels at full size", "N")

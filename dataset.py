@@ -1,10 +1,7 @@
-"""Images and masks: reading any picture, caching it decoded, and drawing holes of a requested coverage."""
+"""Images and masks as batches: crops, flips and holes of a requested coverage, every draw repeatable."""
 
-import hashlib
-import json
 import math
 import os
-import struct
 import sys
 import zlib
 from collections import Counter
@@ -16,15 +13,13 @@ import cv2
 import numpy as np
 import skimage
 import torch
-from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, Dataset, Sampler
-from tqdm import tqdm
 
 from cli import UserError
-from files import EXTENSIONS, atomic_path, find_images
+from files import EXTENSIONS, find_images
+from image_cache import open_pixels, read_mask, resize_image
 
 MAX_UNREADABLE = 0.01  # share of a folder
-MAX_ASPECT = 4  # long side to short side of a cached picture
 MAX_GREY = 0.01  # share of a mask's pixels that may be neither black nor white
 
 SAMPLE = "sample"  # reserved root: crops of photographs that the scikit-image wheel carries
@@ -134,133 +129,6 @@ def _draw_rectangle(canvas: np.ndarray, generator: np.random.Generator) -> tuple
     return (1.0, 0.0) if generator.integers(2) else (0.0, 1.0)
 
 
-# --- files -------------------------------------------------------------------------------------------
-
-
-def read_image(path: Path, background: str = "white") -> np.ndarray:
-    """Decode a picture of any common kind: upright by its EXIF tag, over `background` where transparent.
-
-    Returns:
-        (H, W, 3) uint8, RGB. Sixteen-bit grey is rounded to eight bits, sixteen-bit colour cut.
-
-    Raises:
-        UserError: if the file is missing or is not a readable picture.
-    """
-    try:
-        with Image.open(path) as file:
-            picture = ImageOps.exif_transpose(file)
-            picture.load()
-    except FileNotFoundError:
-        raise UserError(f"no such file: {path}") from None
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
-        raise UserError(f"not a readable image: {path} ({str(error).splitlines()[0][:120]})") from None
-    if picture.mode == "I" or picture.mode.startswith("I;16"):
-        grey = np.round(np.asarray(picture, dtype=np.float64).clip(0, 65535) / 257).astype(np.uint8)
-        return np.repeat(grey[:, :, None], 3, axis=2)
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, background), picture)
-    return np.asarray(picture.convert("RGB"))
-
-
-def read_mask(path: Path, invert: bool = False) -> tuple[np.ndarray, float]:
-    """Read a mask file: white, from 50 % up, is missing; black is, if `invert`. Transparent is black.
-
-    Returns:
-        (H, W) uint8 in {0, 1}, 1 = missing, and the share of grey pixels, which were neither (0 is clean).
-    """
-    grey = read_image(path, background="black").mean(axis=2)
-    mask = (grey >= 127.5) != invert
-    return mask.astype(np.uint8), float(np.mean((grey > 2) & (grey < 253)))
-
-
-def resize_image(image: np.ndarray, short_side: int) -> np.ndarray:
-    """Scale (H, W, 3) uint8 so that its shorter side is `short_side`: areas averaged down, bicubic up."""
-    scale = short_side / min(image.shape[:2])
-    if scale == 1:
-        return image
-    height, width = (max(short_side, round(side * scale)) for side in image.shape[:2])
-    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
-
-
-class PixelCache:
-    """Decoded images in one file of raw bytes, mapped into memory and shared by all processes.
-
-    Built at the first use, keyed by the files' names, sizes and times: a changed file means a new cache.
-    Of pictures longer than `MAX_ASPECT` times their width, the middle is kept.
-
-    Args:
-        paths: the pictures.
-        short_side: to which they are scaled.
-        background: of transparent pictures.
-        folder: where cache files live.
-        label: what the progress bar calls them.
-
-    Attributes:
-        readable: indices into `paths` of the images that could be decoded.
-        unreadable: one line for each that could not.
-    """
-
-    def __init__(self, paths: list[Path], short_side: int, background: str, folder: Path, label: str) -> None:
-        stats = [
-            (str(path.resolve()), s.st_size, s.st_mtime_ns, s.st_ctime_ns)
-            for path in paths
-            for s in [path.stat()]
-        ]
-        key = hashlib.sha256(json.dumps([short_side, background, stats]).encode()).hexdigest()[:24]
-        self.file = folder / f"{key}.pixels"
-        index_file = folder / f"{key}.json"
-        try:
-            if not (index_file.exists() and self.file.exists()):
-                index = self._build(paths, short_side, background, label)
-                with atomic_path(index_file) as temporary:
-                    temporary.write_text(json.dumps(index))
-            index = json.loads(index_file.read_text())
-        except OSError as error:
-            raise UserError(
-                f"--cache_dir: cannot keep decoded images in {folder}: {error.strerror}"
-            ) from None
-        self.readable: list[int] = index["readable"]
-        self.unreadable: list[str] = index["unreadable"]
-        self.shapes: list[tuple[int, int]] = [tuple(shape) for shape in index["shapes"]]
-        self.offsets = np.cumsum([0] + [3 * height * width for height, width in self.shapes])
-        self._pixels: np.ndarray | None = None
-
-    def _build(self, paths: list[Path], short_side: int, background: str, label: str) -> dict[str, list]:
-        index: dict[str, list] = {"readable": [], "unreadable": [], "shapes": []}
-        with atomic_path(self.file) as temporary, open(temporary, "wb") as file:
-            for i, path in enumerate(tqdm(paths, desc=f"decoding {label}", leave=False, disable=None)):
-                try:
-                    image = read_image(path, background)
-                except UserError as error:
-                    index["unreadable"].append(str(error))
-                    continue
-                limit = MAX_ASPECT * min(image.shape[:2])
-                top, left = (max(0, side - limit) // 2 for side in image.shape[:2])
-                image = resize_image(image[top : top + limit, left : left + limit], short_side)
-                file.write(image.tobytes())
-                index["readable"].append(i)
-                index["shapes"].append(image.shape[:2])
-        return index
-
-    def __len__(self) -> int:
-        return len(self.shapes)
-
-    def __getitem__(self, i: int) -> np.ndarray:
-        """The i-th readable image, (H, W, 3) uint8, RGB, read only."""
-        if self._pixels is None:  # opened in each process, never pickled
-            self._pixels = np.memmap(self.file, np.uint8, mode="r")
-        height, width = self.shapes[i]
-        return self._pixels[self.offsets[i] : self.offsets[i + 1]].reshape(height, width, 3)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_pixels": None}
-
-
-def default_cache_dir() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "msse-inpainting"
-
-
 # --- dataset -----------------------------------------------------------------------------------------
 
 
@@ -281,7 +149,7 @@ class InpaintingDataset(Dataset):
         invert_mask: black, not white, is missing in mask files.
         min_crop: least side of a training crop, as a share of the picture's shorter side; the side is drawn
             evenly from there to 1, and the crop scaled to `image_size`.
-        cache_dir: where decoded images are kept; None for the user's cache folder.
+        cache_dir: where decoded images are kept; "" for the user's cache folder, None to decode at every use.
         flag: what errors call the root.
 
     Item `epoch * len(self) + index` is a dict of image (3, S, S) float32 in [0, 1], mask (1, S, S)
@@ -303,7 +171,7 @@ class InpaintingDataset(Dataset):
         invert_mask: bool = False,
         min_crop: float = 1.0,
         seed: int = 42,
-        cache_dir: str | Path | None = None,
+        cache_dir: str | Path | None = "",
         flag: str = "--train_root",
     ) -> None:
         self.image_size, self.training, self.coverage, self.seed = image_size, training, coverage, seed
@@ -317,8 +185,7 @@ class InpaintingDataset(Dataset):
         stored_size = math.ceil(image_size / self.min_crop)
         short_side = stored_size * 3 // 2 if root == SAMPLE else stored_size
         files = sorted(set(paths))
-        folder = Path(cache_dir) if cache_dir else default_cache_dir()
-        self.pixels = PixelCache(files, short_side, "white", folder, label=flag.lstrip("-"))
+        self.pixels = open_pixels(files, short_side, "white", cache_dir, label=flag.lstrip("-"))
         position = {files[i]: k for k, i in enumerate(self.pixels.readable)}
         self.unreadable = self.pixels.unreadable
         if self.unreadable and (not position or len(self.unreadable) > MAX_UNREADABLE * len(files)):
@@ -329,7 +196,7 @@ class InpaintingDataset(Dataset):
         items = [(position[path], name) for path, name in zip(paths, names, strict=True) if path in position]
         self.positions = [position for position, _ in items]
         self.names = [name for _, name in items]
-        self.masks = _MaskFolder(Path(mask_root), stored_size, invert_mask, folder) if mask_root else None
+        self.masks = _MaskFolder(Path(mask_root), stored_size, invert_mask, cache_dir) if mask_root else None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -390,9 +257,9 @@ def _list_root(root: str, training: bool, flag: str) -> tuple[list[Path], list[s
 class _MaskFolder:
     """Mask files made by others: an image's own, by path or by stem, else any of them."""
 
-    def __init__(self, root: Path, image_size: int, invert: bool, cache: Path) -> None:
+    def __init__(self, root: Path, image_size: int, invert: bool, cache_dir: str | Path | None) -> None:
         files = find_images(root, "--mask_root")
-        self.pixels = PixelCache(files, image_size, "black", cache, label="masks")
+        self.pixels = open_pixels(files, image_size, "black", cache_dir, label="masks")
         if self.pixels.unreadable:
             raise UserError(f"--mask_root: {self.pixels.unreadable[0]}")
         self.invert = invert
@@ -475,7 +342,7 @@ def get_dataloaders(
     min_crop: float = 1.0,
     num_workers: int = 2,
     seed: int = 42,
-    cache_dir: str | Path | None = None,
+    cache_dir: str | Path | None = "",
     rank: int = 0,
     num_processes: int = 1,
 ) -> tuple[DataLoader, DataLoader]:

@@ -233,7 +233,7 @@ def run(args: argparse.Namespace, job: Job | None = None) -> int:
         mask_root=args.mask_root,
         invert_mask=args.invert_mask,
         seed=args.seed,
-        cache_dir=args.cache_dir or None,
+        cache_dir=args.cache_dir,
         flag="--test_root",
     )
     report_unreadable(dataset)

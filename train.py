@@ -579,7 +579,7 @@ def make_loaders(run: Run) -> tuple[DataLoader, DataLoader]:
         min_crop=config.min_crop,
         num_workers=config.num_workers,
         seed=config.seed,
-        cache_dir=config.cache_dir or None,
+        cache_dir=config.cache_dir if config.cache else None,
         rank=run.rank,
         num_processes=run.num_processes,
     )

@@ -18,8 +18,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import metrics
 from cli import OneLineParser, UserError
-from dataset import random_mask, read_image, resize_image
+from dataset import random_mask
 from files import atomic_path
+from image_cache import read_image, resize_image
 from inference import Inpainter, to_tensor
 
 NAMES = (

@@ -1,14 +1,13 @@
 import warnings
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import torch
 from conftest import photograph
 from PIL import Image
 
-import dataset
+import image_cache
 from cli import UserError
 from dataset import (
     EpochSampler,
@@ -17,9 +16,8 @@ from dataset import (
     random_free_form_mask,
     random_mask,
     random_rectangular_mask,
-    read_image,
-    read_mask,
 )
+from image_cache import read_image, resize_image
 
 MASKS = [random_free_form_mask, random_rectangular_mask, random_mask]
 
@@ -61,76 +59,6 @@ def test_masks_touch_the_border_sometimes_and_repeat_with_the_seed() -> None:
     assert not np.array_equal(masks[5], masks[6])
 
 
-def test_pictures_of_every_mode_are_read_right(tmp_path: Path) -> None:
-    rgb = photograph(20, 30)
-    picture = Image.fromarray(rgb)
-    picture.save(tmp_path / "rgb.png")
-    assert np.array_equal(read_image(tmp_path / "rgb.png"), rgb)
-
-    grey = np.asarray(picture.convert("L"))
-    Image.fromarray(grey).save(tmp_path / "grey.png")
-    assert np.array_equal(read_image(tmp_path / "grey.png"), np.repeat(grey[:, :, None], 3, axis=2))
-
-    deep = grey.astype(np.uint16) * 257
-    cv2.imwrite(str(tmp_path / "deep.png"), deep)
-    assert np.array_equal(read_image(tmp_path / "deep.png")[:, :, 0], grey)
-    cv2.imwrite(str(tmp_path / "deep.tif"), deep)
-    assert np.array_equal(read_image(tmp_path / "deep.tif")[:, :, 0], grey)
-    cv2.imwrite(str(tmp_path / "deep_rgb.png"), rgb[:, :, ::-1].astype(np.uint16) * 257)
-    assert np.array_equal(read_image(tmp_path / "deep_rgb.png"), rgb)
-
-    palette = picture.quantize(16)
-    palette.save(tmp_path / "palette.png")
-    assert np.array_equal(read_image(tmp_path / "palette.png"), np.asarray(palette.convert("RGB")))
-
-    alpha = np.zeros((20, 30), np.uint8)
-    alpha[:, :15] = 255
-    Image.fromarray(np.dstack([rgb, alpha])).save(tmp_path / "alpha.png")
-    read = read_image(tmp_path / "alpha.png")
-    assert np.array_equal(read[:, :15], rgb[:, :15])
-    assert (read[:, 15:] == 255).all()
-
-    picture.convert("CMYK").save(tmp_path / "cmyk.jpg", quality=95)
-    assert np.abs(read_image(tmp_path / "cmyk.jpg").astype(int) - rgb).mean() < 6
-
-
-def test_exif_orientation_is_applied(tmp_path: Path) -> None:
-    rgb = photograph(20, 30)
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turned a quarter clockwise to be upright
-    Image.fromarray(rgb).save(tmp_path / "turned.png", exif=exif)
-    assert np.array_equal(read_image(tmp_path / "turned.png"), np.rot90(rgb, -1))
-
-
-def test_masks_are_white_where_missing_unless_inverted(tmp_path: Path) -> None:
-    grey = np.array([[0, 100, 128, 255]], np.uint8)
-    Image.fromarray(grey).save(tmp_path / "mask.png")
-    mask, share = read_mask(tmp_path / "mask.png")
-    assert mask.tolist() == [[0, 0, 1, 1]]
-    assert share == 0.5
-    assert read_mask(tmp_path / "mask.png", invert=True)[0].tolist() == [[1, 1, 0, 0]]
-
-
-def test_unreadable_pictures_are_named(tmp_path: Path) -> None:
-    (tmp_path / "text.png").write_text("not a picture")
-    (tmp_path / "empty.jpg").touch()
-    Image.fromarray(photograph(64, 64)).save(tmp_path / "cut.png")
-    (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:900])
-    for name in ("text.png", "empty.jpg", "cut.png", "none.png"):
-        with pytest.raises(UserError, match=name) as error:
-            read_image(tmp_path / name)
-        assert "\n" not in str(error.value)
-    with pytest.raises(UserError):
-        read_image(tmp_path)
-
-
-def test_a_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Image.fromarray(photograph(64, 64)).save(tmp_path / "large.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(UserError, match=r"large\.png"):
-        read_image(tmp_path / "large.png")
-
-
 def test_folders_without_pictures_are_errors_that_say_what_was_found(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--val_root: no such folder"):
         InpaintingDataset(str(tmp_path / "none"), flag="--val_root")
@@ -170,7 +98,7 @@ def test_items_are_what_they_are_documented_to_be(folder: Path) -> None:
 def test_validation_shows_the_centre_and_masks_of_the_name_alone(folder: Path) -> None:
     data = InpaintingDataset(str(folder), 32, training=False)
     first = {item["name"]: item for item in (data[i] for i in range(6))}
-    expected = dataset.resize_image(read_image(folder / "picture1.png"), 32)
+    expected = resize_image(read_image(folder / "picture1.png"), 32)
     left = (expected.shape[1] - 32) // 2
     shown = (first["picture1"]["image"].permute(1, 2, 0).numpy() * 255).round()
     assert np.array_equal(shown, expected[:, left : left + 32])
@@ -200,7 +128,7 @@ def test_a_changed_file_is_decoded_again(folder: Path) -> None:
 
 def test_the_second_use_decodes_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     InpaintingDataset(str(folder), 32)
-    monkeypatch.setattr(dataset, "read_image", None)
+    monkeypatch.setattr(image_cache, "read_image", None)
     assert len(InpaintingDataset(str(folder), 32)) == 6
 
 
