@@ -50,6 +50,10 @@ class Interrupted(Exception):
         self.signum = signum
 
 
+class PeerLost(Exception):
+    """Another process of the run ended, or cannot be reached any more."""
+
+
 class StopSignal:
     """Turns SIGINT and SIGTERM into a flag that the loop looks at after each step; a second ends at once."""
 
@@ -214,6 +218,14 @@ class Run:
             return state.item() > 0
         return condition
 
+    def average(self, values: dict[str, float]) -> dict[str, float]:
+        """The mean over all processes of each value; they have to have the same names."""
+        if self.num_processes > 1:
+            state = torch.tensor(list(values.values()), dtype=torch.float64, device=self.device)
+            torch.distributed.all_reduce(state)
+            return dict(zip(values, (state / self.num_processes).tolist(), strict=True))
+        return values
+
     def agree(self, stop: StopSignal) -> None:
         """Give all processes one clock and one mind: the latest time and any process's signal."""
         if self.num_processes > 1:
@@ -278,7 +290,7 @@ def train_step(
         optimizer.zero_grad(set_to_none=True)
     run.scaler.update()
     run.ema.update_parameters(run.model)
-    return means | {"grad_norm": norm.item()}
+    return run.average(means) | {"grad_norm": norm.item()}
 
 
 def to_device(batch: dict[str, Any], run: Run) -> tuple[torch.Tensor, torch.Tensor]:
@@ -325,6 +337,7 @@ def train(config: Config) -> Path:
     Raises:
         UserError: for anything that the user can mend, before the run folder is touched.
         Interrupted: after SIGINT or SIGTERM, once the state is saved.
+        PeerLost: if another process of the run ended.
     """
     with process_group() as (rank, num_processes), StopSignal() as stop:
         device = select_device(config.device)
@@ -364,6 +377,10 @@ def train(config: Config) -> Path:
             run.best_psnr = -math.inf
         try:
             return run_epochs(run, criterion, loaders, folder, stop)
+        except RuntimeError as error:
+            if num_processes > 1 and is_connection_error(error):
+                raise PeerLost from error
+            raise
         finally:
             if lock is not None:
                 lock.release()
@@ -585,6 +602,11 @@ def make_loaders(run: Run) -> tuple[DataLoader, DataLoader]:
     )
 
 
+def is_connection_error(error: RuntimeError) -> bool:
+    """Whether torch.distributed says that another process did not answer; gloo has no type for it."""
+    return isinstance(error, torch.distributed.DistError) or "onnection" in str(error) or "gloo" in str(error)
+
+
 def keep_freed_memory() -> None:
     """Make glibc keep large freed blocks for the next step instead of returning them to the system.
 
@@ -600,13 +622,17 @@ def keep_freed_memory() -> None:
 
 def main(argv: list[str] | None = None, *, prog: str = "train.py", presets: bool = False) -> int:
     """Train as the command line says; returns the exit status: 2 for a user's mistake, 130 or 143 if
-    stopped by a signal.
+    stopped by a signal, 1 if another process of the run was lost.
     """
     try:
         train(parse_config(argv, prog, presets))
     except UserError as error:
         print(f"{prog}: error: {error}", file=sys.stderr)
         return 2
+    except PeerLost:
+        message = "another process of the run ended; --resume auto goes on from the last checkpoint"
+        print(f"{prog}: error: {message}", file=sys.stderr)
+        return 1
     except Interrupted as stop:
         return 128 + stop.signum
     return 0

@@ -15,6 +15,7 @@ import pytest
 import torch
 from conftest import REPOSITORY, photograph
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import test as evaluation
 import train
@@ -298,15 +299,74 @@ def test_a_signal_saves_and_sets_the_status(signum: int, status: int, tmp_path: 
     assert state["counters"]["step"] > 0
 
 
-def test_torchrun_shares_the_images_between_processes(tmp_path: Path) -> None:
-    argv = ["train.py", *ROOTS, "--epochs=1", "--train_subset=9", "--val_subset=3", "--batch_size=2", *SMALL]
-    result = run_script(
-        *("-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"),
-        *argv,
-        f"--save_dir={tmp_path / 'run'}",
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+def torchrun(num_processes: int, *argv: str) -> list[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={num_processes}"]
+    return [*command, "--standalone", "train.py", *ROOTS, *SMALL, *argv]
+
+
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def scalars(folder: Path, prefix: str) -> dict[str, list[float]]:
+    events = EventAccumulator(str(folder / "logs")).Reload()
+    return {
+        tag: [event.value for event in events.Scalars(tag)]
+        for tag in events.Tags()["scalars"]
+        if tag.startswith(prefix)
+    }
+
+
+def test_two_processes_train_as_one_with_twice_the_batch(tmp_path: Path) -> None:
+    argv = ["--epochs=2", "--train_subset=80", "--val_subset=5", "--lr=1e-3"]
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for num_processes, batch_size, folder in ((1, 8, folders[0]), (2, 4, folders[1])):
+        flags = [*argv, f"--batch_size={batch_size}", f"--save_dir={folder}"]
+        done = subprocess.run(
+            torchrun(num_processes, *flags), cwd=REPOSITORY, capture_output=True, text=True, env=ONE_THREAD
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert done.stdout.count("training and") == 1
+    for prefix, count, tolerance in (("loss/", 20, 1e-5), ("val/", 2, 1e-6)):
+        one, two = (scalars(folder, prefix) for folder in folders)
+        assert one.keys() == two.keys() and len(one) > 5
+        for tag, values in one.items():
+            assert len(values) == count and two[tag] == pytest.approx(values, rel=tolerance), tag
+    rows = [read_csv(folder / "metrics.csv")[-1] for folder in folders]
+    assert rows[0]["images"] == rows[1]["images"] == "160"
+
+
+def test_a_lost_process_ends_the_others_and_the_run_resumes_with_another_number(tmp_path: Path) -> None:
+    flags = [
+        "--epochs=1000",
+        "--batch_size=2",
+        "--save_minutes=0.01",
+        "--resume=auto",
+        f"--save_dir={tmp_path}",
+    ]
+    process = subprocess.Popen(
+        torchrun(2, *flags),
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ONE_THREAD,
     )
-    assert result.returncode == 0, result.stderr[-2000:]
-    rows = read_csv(tmp_path / "run" / "metrics.csv")
-    assert (rows[0]["images"], rows[0]["step"]) == ("8", "2")  # 2 processes × 2 images × 2 steps
-    assert result.stdout.count("training and") == 1
+    last_file = tmp_path / "checkpoints" / "last.pth"
+    while not last_file.exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    if not children.exists():
+        process.kill()
+        pytest.skip("the processes of torchrun are found in Linux's /proc")
+    start = time.monotonic()
+    os.kill(int(children.read_text().split()[-1]), signal.SIGKILL)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode != 0 and time.monotonic() - start < 60
+    lines = [line for line in errors.splitlines() if line.startswith("train.py: error:")]
+    assert lines == [
+        "train.py: error: another process of the run ended; --resume auto goes on from the last checkpoint"
+    ]
+    step = torch.load(last_file, weights_only=True)["counters"]["step"]
+    resumed = run_script("train.py", *ROOTS, *SMALL, *flags, "--max_minutes=0.001")
+    assert resumed.returncode == 0 and f"continuing after {step:,} steps" in resumed.stdout
