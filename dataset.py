@@ -213,27 +213,57 @@ class InpaintingDataset(Dataset):
         else:
             generator = np.random.default_rng([self.seed, zlib.crc32(name.encode())])
 
-        image = self.pixels[self.positions[index]]
-        size = self.image_size
-        side = size
-        if self.min_crop < 1:
-            short_side = min(image.shape[:2])
-            side = round(short_side * generator.uniform(max(self.min_crop, size / short_side), 1))
-        spare = np.array(image.shape[:2]) - side
-        top, left = generator.integers(0, spare + 1) if self.random_crops else spare // 2
-        flip = self.training and generator.random() < 0.5
-        if self.masks is None:
-            mask = random_mask(size, size, self.coverage, generator)
-        else:
-            mask = self.masks.read(name, image.shape[:2], top, left, side, size, generator)
-        image = resize_image(image[top : top + side, left : left + side], size)
-        if flip:
-            image, mask = image[:, ::-1], mask[:, ::-1]
-        return {
-            "image": torch.from_numpy(image.transpose(2, 0, 1).astype(np.float32) / 255),
-            "mask": torch.from_numpy(mask[None].astype(np.float32)),
-            "name": name,
-        }
+        return make_item(
+            self.pixels[self.positions[index]],
+            name,
+            generator,
+            image_size=self.image_size,
+            coverage=self.coverage,
+            masks=self.masks,
+            min_crop=self.min_crop,
+            random_crop=self.random_crops,
+            random_flip=self.training,
+        )
+
+
+def make_item(
+    image: np.ndarray,
+    name: str,
+    generator: np.random.Generator,
+    *,
+    image_size: int,
+    coverage: tuple[float, float],
+    masks: "_MaskFolder | None" = None,
+    min_crop: float = 1.0,
+    random_crop: bool = True,
+    random_flip: bool = True,
+) -> dict[str, Any]:
+    """One item of `InpaintingDataset` from a decoded picture; every draw comes from `generator`.
+
+    Args:
+        image: (H, W, 3) uint8, its shorter side `image_size / min_crop` pixels or more.
+        masks: to be used instead of drawn masks of the range `coverage`.
+        random_crop: else the centre is cut out.
+    """
+    size = side = image_size
+    if min_crop < 1:
+        short_side = min(image.shape[:2])
+        side = round(short_side * generator.uniform(max(min_crop, size / short_side), 1))
+    spare = np.array(image.shape[:2]) - side
+    top, left = generator.integers(0, spare + 1) if random_crop else spare // 2
+    flip = random_flip and generator.random() < 0.5
+    if masks is None:
+        mask = random_mask(size, size, coverage, generator)
+    else:
+        mask = masks.read(name, image.shape[:2], top, left, side, size, generator)
+    image = resize_image(image[top : top + side, left : left + side], size)
+    if flip:
+        image, mask = image[:, ::-1], mask[:, ::-1]
+    return {
+        "image": torch.from_numpy(image.transpose(2, 0, 1).astype(np.float32) / 255),
+        "mask": torch.from_numpy(mask[None].astype(np.float32)),
+        "name": name,
+    }
 
 
 def _list_root(root: str, training: bool, flag: str) -> tuple[list[Path], list[str]]:
