@@ -4,6 +4,8 @@ import csv
 import io
 from pathlib import Path
 
+from files import atomic_path
+
 LABELS = {
     "psnr": "PSNR (hole), dB",
     "ssim": "SSIM (hole)",
@@ -98,6 +100,9 @@ class MetricsTracker:
             axis.legend(fontsize=8)
         figure.suptitle(title)
         figure.tight_layout()
-        figure.savefig(path, dpi=110)
-        pyplot.close(figure)
+        try:
+            with atomic_path(path) as temporary:
+                figure.savefig(temporary, dpi=110, format="png")
+        finally:
+            pyplot.close(figure)
         return path

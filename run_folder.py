@@ -1,18 +1,27 @@
 """The folder of a run: who may write to it, what lies in it, and which checkpoint to go on from."""
 
+import contextlib
 import dataclasses
 import json
 import shutil
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from filelock import FileLock, Timeout
 
 from cli import UserError
 from config import Config
 from files import atomic_path
 from utils import load_checkpoint, save_checkpoint
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+LOG_BYTES = 2**20  # that have to be free for a new event file
 
 
 def find_state(config: Config, folder: Path) -> tuple[dict[str, Any], Path] | None:
@@ -113,6 +122,68 @@ def keep_checkpoints(folder: Path, count: int) -> None:
     if count:
         for path in sorted(folder.glob("checkpoints/checkpoint_epoch_*.pth"))[:-count]:
             path.unlink()
+
+
+@contextlib.contextmanager
+def training_goes_on(path: Path) -> Iterator[None]:
+    """Around the writing of what a run can do without: a full disk is a warning."""
+    try:
+        yield
+    except OSError as error:
+        print(f"warning: cannot write {path}: {error.strerror}; training goes on", file=sys.stderr)
+
+
+class EventLog:
+    """TensorBoard's writer, which a full disk silences: it says so once, and begins anew at the next flush.
+
+    Args:
+        folder: of the event files.
+        step: after which the run goes on; what an earlier sitting wrote of later steps is void.
+    """
+
+    def __init__(self, folder: Path, step: int) -> None:
+        self.folder, self.step = folder, step
+        self.writer: SummaryWriter | None = None
+        silence_tensorboard_threads()
+        self.flush()
+
+    def add_scalar(self, name: str, value: float, step: int) -> None:
+        self.step = step
+        self._call("add_scalar", name, value, step)
+
+    def add_image(self, name: str, picture: torch.Tensor, step: int) -> None:
+        self._call("add_image", name, picture, step)
+
+    def flush(self) -> None:
+        if self.writer is None and shutil.disk_usage(self.folder).free > LOG_BYTES:
+            from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+            with contextlib.suppress(OSError):
+                self.writer = SummaryWriter(str(self.folder), purge_step=self.step + 1 if self.step else None)
+        self._call("flush")
+
+    def close(self) -> None:
+        self._call("close")
+
+    def _call(self, method: str, *arguments: object) -> None:
+        if self.writer is None:
+            return
+        try:
+            getattr(self.writer, method)(*arguments)
+        except OSError as error:
+            print(f"warning: cannot write {self.folder}: {error.strerror}; training goes on", file=sys.stderr)
+            self.writer = None
+
+
+def silence_tensorboard_threads() -> None:
+    """Print nothing of what fails in the writing thread: the next call of the writer raises it."""
+    others = threading.excepthook
+
+    def hook(failure: threading.ExceptHookArgs) -> None:
+        if not type(failure.thread).__module__.startswith("tensorboard"):
+            others(failure)
+
+    threading.excepthook = hook
 
 
 def try_to_save(state: dict[str, Any], path: Path) -> bool:

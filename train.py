@@ -28,7 +28,15 @@ from metric_tracker import MetricsTracker
 from metrics import MetricsCalculator, lpips_score
 from models import InpaintingNetwork, attention_heatmaps
 from optimizer import Muon
-from run_folder import changed_settings, find_state, keep_checkpoints, prepare_folder, try_to_save
+from run_folder import (
+    EventLog,
+    changed_settings,
+    find_state,
+    keep_checkpoints,
+    prepare_folder,
+    training_goes_on,
+    try_to_save,
+)
 from utils import (
     comparison_grid,
     heatmap_grid,
@@ -402,10 +410,9 @@ def run_epochs(
     if run.num_processes > 1:
         network = nn.parallel.DistributedDataParallel(network)
     writer = None
+    saved = True
     if run.rank == 0:
-        from torch.utils.tensorboard import SummaryWriter  # slow to import
-
-        writer = SummaryWriter(str(folder / "logs"), purge_step=run.step + 1 if run.step else None)
+        writer = EventLog(folder / "logs", run.step)
         counts = [len(loader.dataset) for loader in loaders]  # type: ignore[arg-type]
         parameters = sum(parameter.numel() for parameter in run.model.parameters())
         print(
@@ -435,11 +442,15 @@ def run_epochs(
             run.elapsed_s += time.perf_counter() - start
             run.agree(stop)  # the others wait here for the validation
         if writer is not None:
-            try_to_save(run.state_dict(), last_file)
+            saved = try_to_save(run.state_dict(), last_file)
         if stop.received is not None:
             break
     if writer is not None:
         writer.close()
+    if not saved:
+        raise UserError(
+            f"--save_dir: the end of the run could not be saved to {last_file}; make room, --resume auto"
+        )
     if stop.received is not None:
         if run.rank == 0:
             print(f"stopped after {run.step:,} steps; --resume auto goes on from here")
@@ -454,7 +465,7 @@ def train_epoch(
     network: nn.Module,
     criterion: InpaintingLoss,
     loader: DataLoader,
-    writer: Any,
+    writer: EventLog | None,
     stop: StopSignal,
     last_file: Path,
 ) -> None:
@@ -530,7 +541,7 @@ def dump_batches(run: Run, batches: list[dict[str, Any]], folder: Path) -> None:
 
 
 def log_step(
-    run: Run, losses: dict[str, float], weights: dict[str, float], images_per_s: float, writer: Any
+    run: Run, losses: dict[str, float], weights: dict[str, float], images_per_s: float, writer: EventLog
 ) -> None:
     """Write one step's scalars for TensorBoard."""
     for name, value in losses.items():
@@ -541,7 +552,9 @@ def log_step(
     writer.add_scalar("train/images_per_s", images_per_s, run.step)
 
 
-def finish_epoch(run: Run, batches: int, val_loader: DataLoader, writer: Any, folder: Path) -> None:
+def finish_epoch(
+    run: Run, batches: int, val_loader: DataLoader, writer: EventLog | None, folder: Path
+) -> None:
     """Validate if it is time, and write the epoch's row, curves and pictures."""
     config, sums = run.config, run.sums
     seconds, num_images = sums.pop("seconds", math.nan), sums.pop("images", math.nan)
@@ -564,7 +577,7 @@ def finish_epoch(run: Run, batches: int, val_loader: DataLoader, writer: Any, fo
         grad_norm=means.get("grad_norm", math.nan),
         images_per_s=num_images / seconds,
     )
-    with atomic_path(folder / "metrics.csv") as temporary:
+    with training_goes_on(folder / "metrics.csv"), atomic_path(folder / "metrics.csv") as temporary:
         temporary.write_text(run.tracker.to_csv())
     if validated:
         from torchvision.utils import save_image  # slow to import
@@ -573,8 +586,11 @@ def finish_epoch(run: Run, batches: int, val_loader: DataLoader, writer: Any, fo
             writer.add_scalar(f"val/{name}", value, run.step)
         for name, picture in pictures.items():
             writer.add_image(f"val/{name}", picture, run.step)
-            save_image(picture, folder / "visualizations" / f"epoch_{run.epoch:04d}_{name}.png")
-        run.tracker.draw(folder / "visualizations")
+            path = folder / "visualizations" / f"epoch_{run.epoch:04d}_{name}.png"
+            with training_goes_on(path), atomic_path(path) as temporary:
+                save_image(picture, temporary, format="png")
+        with training_goes_on(folder / "visualizations"):
+            run.tracker.draw(folder / "visualizations")
         print(f"epoch {run.epoch}: " + ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
     writer.flush()
 

@@ -11,10 +11,20 @@ from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cli import UserError
 from config import Config, get_config
-from run_folder import changed_settings, claim, find_state, keep_checkpoints, prepare_folder, try_to_save
+from run_folder import (
+    EventLog,
+    changed_settings,
+    claim,
+    find_state,
+    keep_checkpoints,
+    prepare_folder,
+    training_goes_on,
+    try_to_save,
+)
 from utils import save_checkpoint
 
 
@@ -118,6 +128,37 @@ def test_a_failed_saving_is_a_warning(tmp_path: Path, capsys: pytest.CaptureFixt
     (tmp_path / "file").touch()
     assert not try_to_save({}, tmp_path / "file" / "last.pth")
     assert "training goes on" in capsys.readouterr().err
+
+
+def test_an_event_log_falls_silent_on_a_full_disk_and_begins_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = EventLog(tmp_path, 0)
+    log.add_scalar("loss", 1.0, 1)
+    log.flush()
+    full = types.SimpleNamespace(free=0)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
+    thread = log.writer.file_writer.event_writer._async_writer._writer  # type: ignore[union-attr]
+    monkeypatch.setattr(
+        thread, "write", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    )
+    for step in range(2, 6):
+        log.add_scalar("loss", 1.0, step)
+        log.flush()
+    errors = capsys.readouterr().err
+    assert errors == f"warning: cannot write {tmp_path}: No space left on device; training goes on\n"
+    full.free = 2**30
+    log.flush()
+    log.add_scalar("loss", 1.0, 6)
+    log.close()
+    events = EventAccumulator(str(tmp_path)).Reload().Scalars("loss")
+    assert [event.step for event in events] == [1, 6]
+
+
+def test_what_a_run_can_do_without_is_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with training_goes_on(tmp_path / "curve.png"):
+        raise OSError(28, "No space left on device")
+    assert "curve.png: No space left on device; training goes on" in capsys.readouterr().err
 
 
 def test_a_run_that_is_killed_again_and_again_ends_as_if_nothing_had_been() -> None:

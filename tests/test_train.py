@@ -383,6 +383,12 @@ def test_a_full_disk_later_costs_no_earlier_checkpoint(
     assert not list(Path(config.save_dir).rglob("*.tmp"))
 
 
+def test_an_end_that_cannot_be_saved_is_an_error(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_module, "try_to_save", lambda *_: False)
+    with pytest.raises(UserError, match=r"--save_dir: the end of the run could not be saved to .*last\.pth"):
+        train(dataclasses.replace(config, epochs=1))
+
+
 def test_a_folder_that_cannot_be_written_is_found_before_training(config: Config, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="--save_dir: cannot write"):
