@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cli import OneLineParser, UserError
+from files import is_shards
 
 
 def setting(default: Any, help: str, metavar: str | None = None) -> Any:
@@ -23,7 +24,9 @@ class Config:
     """
 
     # data
-    train_root: str = setting("./data/train", "training images, searched recursively; or 'sample'", "DIR")
+    train_root: str = setting(
+        "./data/train", "training images, searched recursively; 'sample'; or shards {000..999}.tar", "DIR"
+    )
     val_root: str = setting("./data/val", "validation images, likewise", "DIR")
     train_subset: int = setting(10_000, "at most this many training images; 0 for all", "IMAGES")
     val_subset: int = setting(1_000, "at most this many validation images; 0 for all", "IMAGES")
@@ -255,6 +258,8 @@ def parse_config(argv: list[str] | None, prog: str, presets: bool) -> Config:
     config = get_config(preset, **flags)
     for name in ("train_root", "val_root"):
         for part in getattr(config, name).split(os.pathsep):
+            if name == "train_root" and is_shards(part):
+                continue
             if part != "sample" and not os.path.isdir(part):
                 raise UserError(f"--{name}: no such folder: {part}")
     return config

@@ -196,7 +196,7 @@ class InpaintingDataset(Dataset):
         items = [(position[path], name) for path, name in zip(paths, names, strict=True) if path in position]
         self.positions = [position for position, _ in items]
         self.names = [name for _, name in items]
-        self.masks = _MaskFolder(Path(mask_root), stored_size, invert_mask, cache_dir) if mask_root else None
+        self.masks = MaskFolder(Path(mask_root), stored_size, invert_mask, cache_dir) if mask_root else None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -233,7 +233,7 @@ def make_item(
     *,
     image_size: int,
     coverage: tuple[float, float],
-    masks: "_MaskFolder | None" = None,
+    masks: "MaskFolder | None" = None,
     min_crop: float = 1.0,
     random_crop: bool = True,
     random_flip: bool = True,
@@ -284,7 +284,7 @@ def _list_root(root: str, training: bool, flag: str) -> tuple[list[Path], list[s
     return paths, [f"{i}-{name}" if repeated[name] > 1 else name for i, name in enumerate(names)]
 
 
-class _MaskFolder:
+class MaskFolder:
     """Mask files made by others: an image's own, by path or by stem, else any of them."""
 
     def __init__(self, root: Path, image_size: int, invert: bool, cache_dir: str | Path | None) -> None:
@@ -391,10 +391,19 @@ def get_dataloaders(
     train_set = InpaintingDataset(
         train_root, image_size, max_images=train_subset, min_crop=min_crop, flag="--train_root", **shared
     )
-    val_set = InpaintingDataset(
-        val_root, val_size or image_size, training=False, max_images=val_subset, flag="--val_root", **shared
-    )
-    loading: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers}
-    loading |= {"pin_memory": torch.cuda.is_available()}
     sampler = EpochSampler(len(train_set), seed, rank, num_processes)
-    return DataLoader(train_set, sampler=sampler, **loading), DataLoader(val_set, **loading)
+    pin_memory = torch.cuda.is_available()
+    train_loader = DataLoader(
+        train_set, batch_size, sampler=sampler, num_workers=num_workers, pin_memory=pin_memory
+    )
+    return train_loader, validation_loader(
+        val_root, batch_size, val_size or image_size, max_images=val_subset, num_workers=num_workers, **shared
+    )
+
+
+def validation_loader(
+    root: str, batch_size: int = 8, image_size: int = 256, *, num_workers: int = 2, **settings: Any
+) -> DataLoader:
+    """A validation loader as of `get_dataloaders`; `settings` are those of `InpaintingDataset`."""
+    data = InpaintingDataset(root, image_size, training=False, flag="--val_root", **settings)
+    return DataLoader(data, batch_size, num_workers=num_workers, pin_memory=torch.cuda.is_available())

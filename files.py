@@ -10,6 +10,11 @@ from cli import UserError
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
 
+def is_shards(root: str) -> bool:
+    """Whether a root names tar files, and not folders."""
+    return any(part.endswith(".tar") for part in root.split(os.pathsep))
+
+
 def find_images(root: Path, flag: str) -> list[Path]:
     """All picture files below `root`, in the order of their names.
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import cv2
 import numpy as np
@@ -26,10 +26,11 @@ MAX_ASPECT = 4  # long side to short side of a kept picture
 BLOCK = 256  # pictures decoded at a time, and held in memory together
 
 
-def read_image(path: Path, background: str = "white", least_side: int = 0) -> np.ndarray:
+def read_image(path: Path | BinaryIO, background: str = "white", least_side: int = 0) -> np.ndarray:
     """Decode a picture of any common kind: upright by its EXIF tag, over `background` where transparent.
 
     Args:
+        path: a file, or an open one whose text names it.
         least_side: pixels that the shorter side needs; a JPEG of more may come at a half, a quarter or an
             eighth of its size. 0 for the whole size.
 
@@ -79,7 +80,7 @@ def resize_image(image: np.ndarray, short_side: int) -> np.ndarray:
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
 
 
-def read_scaled(path: Path, short_side: int, background: str) -> np.ndarray:
+def read_scaled(path: Path | BinaryIO, short_side: int, background: str) -> np.ndarray:
     """Decode a picture and scale its shorter side; of one longer than `MAX_ASPECT` widths, keep the middle.
 
     Returns:

@@ -42,8 +42,9 @@ class MultiScaleStructureEncoder(nn.Module):
         self.project = nn.Conv2d(hidden * len(patch_sizes), 1, 1)  # every f_k's last 1×1, and their sum
 
     def forward(self, features: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        kind = self.project.weight.dtype
         with torch.autocast(features.device.type, enabled=False):  # depthwise in bfloat16 crawls on CPUs
-            reduced = self.reduce(features.float() * mask.float()).chunk(len(self.scales), dim=1)
+            reduced = self.reduce(features.to(kind) * mask.to(kind)).chunk(len(self.scales), dim=1)
             response = torch.cat([scale(x) for scale, x in zip(self.scales, reduced, strict=True)], dim=1)
             return torch.sigmoid(self.project(response))
 

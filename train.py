@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from cli import UserError
 from config import Config, parse_config
-from dataset import EpochSampler, get_dataloaders, report_unreadable
-from files import atomic_path
+from dataset import get_dataloaders, report_unreadable, validation_loader
+from files import atomic_path, is_shards
 from inference import load_network
 from losses import InpaintingLoss
 from metric_tracker import MetricsTracker
@@ -37,6 +37,7 @@ from run_folder import (
     training_goes_on,
     try_to_save,
 )
+from shards import set_position, shard_loader
 from utils import (
     comparison_grid,
     heatmap_grid,
@@ -414,6 +415,8 @@ def run_epochs(
     if run.rank == 0:
         writer = EventLog(folder / "logs", run.step)
         counts = [len(loader.dataset) for loader in loaders]  # type: ignore[arg-type]
+        if is_shards(config.train_root):
+            counts[0] *= run.num_processes
         parameters = sum(parameter.numel() for parameter in run.model.parameters())
         print(
             f"{counts[0]:,} training and {counts[1]:,} validation images, "
@@ -478,8 +481,7 @@ def train_epoch(
     if run.progress(len(loader)) >= 1:  # it was stopped at its very end
         return
     network.train()
-    sampler: EpochSampler = loader.sampler  # type: ignore[assignment]
-    sampler.epoch, sampler.start = run.epoch, run.batch * run.batch_size * run.num_processes
+    set_position(loader, run.epoch, run.batch * run.batch_size * run.num_processes)
     bar = tqdm(
         total=len(loader),
         initial=run.batch,
@@ -598,23 +600,32 @@ def finish_epoch(
 def make_loaders(run: Run) -> tuple[DataLoader, DataLoader]:
     """Training images at the run's present size, validation images at the configuration's."""
     config = run.config
-    return get_dataloaders(
-        config.train_root,
-        config.val_root,
-        run.batch_size,
-        run.size,
-        val_size=config.image_size,
-        train_subset=config.train_subset or None,
-        val_subset=config.val_subset or None,
-        coverage=config.mask_coverage,
-        mask_root=config.mask_root,
-        invert_mask=config.invert_mask,
-        min_crop=config.min_crop,
-        num_workers=config.num_workers,
-        seed=config.seed,
-        cache_dir=config.cache_dir if config.cache else None,
-        rank=run.rank,
-        num_processes=run.num_processes,
+    shared: dict[str, Any] = {
+        "coverage": config.mask_coverage,
+        "mask_root": config.mask_root,
+        "invert_mask": config.invert_mask,
+        "num_workers": config.num_workers,
+        "seed": config.seed,
+        "cache_dir": config.cache_dir if config.cache else None,
+    }
+    mine: dict[str, Any] = {"min_crop": config.min_crop, "rank": run.rank, "num_processes": run.num_processes}
+    if not is_shards(config.train_root):
+        return get_dataloaders(
+            config.train_root,
+            config.val_root,
+            run.batch_size,
+            run.size,
+            val_size=config.image_size,
+            train_subset=config.train_subset or None,
+            val_subset=config.val_subset or None,
+            **mine,
+            **shared,
+        )
+    train_loader = shard_loader(
+        config.train_root, run.batch_size, run.size, max_images=config.train_subset or None, **mine, **shared
+    )
+    return train_loader, validation_loader(
+        config.val_root, run.batch_size, config.image_size, max_images=config.val_subset or None, **shared
     )
 
 

@@ -377,7 +377,8 @@ def test_a_full_disk_later_costs_no_earlier_checkpoint(
         save(state, path)
 
     monkeypatch.setattr(torch, "save", scarce)
-    train(config)
+    with pytest.raises(UserError, match="the end of the run could not be saved"):
+        train(config)
     assert "warning: cannot save" in (text := capsys.readouterr().err) and "training goes on" in text
     assert state_of(Path(config.save_dir))["counters"]["epoch"] == 1
     assert not list(Path(config.save_dir).rglob("*.tmp"))

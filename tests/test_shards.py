@@ -1,0 +1,302 @@
+import io
+import json
+import os
+import shutil
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import photograph
+from PIL import Image
+
+import dataset
+import shards
+from cli import UserError
+from dataset import InpaintingDataset, get_dataloaders
+from files import is_shards
+from shards import ShardDataset, count_samples, expand, set_position, shard_loader
+
+webdataset = pytest.importorskip("webdataset", reason="shards need the optional webdataset library")
+
+SIZES = [7, 4, 6, 6]  # pictures in each shard
+
+
+def encode(picture: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> str:
+    """Four shards of 23 small pictures, each beside a label and an annotation that is a picture too."""
+    number = 0
+    for i, size in enumerate(SIZES):
+        with webdataset.TarWriter(str(tmp_path / f"{i:03d}.tar")) as writer:
+            for _ in range(size):
+                png = encode(photograph(20 + number, 36, seed=number))
+                sample = {"__key__": f"picture{number:02d}", "cls": b"0", "PNG": png, "mask.png": b"none"}
+                writer.write(sample)
+                number += 1
+    return str(tmp_path / "{000..003}.tar")
+
+
+def names_of(loader: Any, epoch: int = 0, start: int = 0) -> list[str]:
+    set_position(loader, epoch, start)
+    return [name for batch in loader for name in batch["name"]]
+
+
+def replace(shard: str, **changes: bytes) -> None:
+    """Write the shard anew with other bytes for some pictures."""
+    with tarfile.open(shard) as tar:
+        files = [(member.name, tar.extractfile(member).read()) for member in tar]  # type: ignore[union-attr]
+    with tarfile.open(shard, "w") as tar:
+        for name, content in files:
+            content = changes.get(name.removesuffix(".PNG"), content)
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+
+
+def test_roots_are_told_apart_and_expanded(root: str, tmp_path: Path) -> None:
+    assert is_shards(root) and is_shards(f"elsewhere{os.pathsep}{root}")
+    assert not is_shards("sample") and not is_shards(str(tmp_path))
+    last = str(tmp_path / "003.tar")
+    parts = f"{tmp_path}/{{000..001}}.tar{os.pathsep}{last}"
+    assert expand(parts) == [str(tmp_path / f"00{i}.tar") for i in (0, 1, 3)]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("{000..009}.tar", "no such shard: .*004.tar"),
+        ("{000..003.tar", "not a range of shards"),
+        ("000.tar:.", "shards and folders do not mix"),
+    ],
+)
+def test_wrong_roots_are_refused_in_one_line(
+    root: str, wrong: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"--train_root: {message}") as error:
+        ShardDataset(wrong.replace(":", os.pathsep))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("missing", ["webdataset", "braceexpand"])
+def test_a_missing_library_is_named(root: str, missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(UserError, match=r"^--train_root: .*pip install webdataset$"):
+        shard_loader(root)
+
+
+def test_pictures_are_counted_by_headers_or_by_the_list_beside_them(root: str, tmp_path: Path) -> None:
+    paths = expand(root)
+    assert count_samples(paths) == SIZES
+    sizes = tmp_path / "sizes.json"
+    sizes.write_text(json.dumps({"001.tar": 3}))
+    assert count_samples(paths) == [7, 3, 6, 6]
+    assert len(set(names_of(shard_loader(root, 4, 32, num_workers=0)))) == 22
+    sizes.write_text(json.dumps({"001.tar": 5}))
+    with pytest.raises(UserError, match=r"only 4 images in .*001\.tar.*at least 5"):
+        names_of(shard_loader(root, 4, 32, num_workers=0))
+    for wrong in ("[1]", "{", '{"001.tar": "many"}'):
+        sizes.write_text(wrong)
+        with pytest.raises(UserError, match=r"--train_root: .*sizes\.json"):
+            count_samples(paths)
+
+
+def test_a_damaged_shard_is_named(root: str, tmp_path: Path) -> None:
+    whole = (tmp_path / "002.tar").read_bytes()
+    good = ShardDataset(root, 32)
+    (tmp_path / "002.tar").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"--train_root: cannot read .*002\.tar: .*end of data"):
+        ShardDataset(root, 32)
+    with pytest.raises(UserError, match=r"--train_root: cannot read .*002\.tar: .*end of data") as error:
+        list(good)
+    assert "\n" not in str(error.value)
+
+
+def test_shards_without_pictures_are_refused(tmp_path: Path) -> None:
+    with webdataset.TarWriter(str(tmp_path / "labels.tar")) as writer:
+        writer.write({"__key__": "a", "cls": b"0"})
+    with pytest.raises(UserError, match="--train_root: 0 images"):
+        ShardDataset(str(tmp_path / "labels.tar"))
+
+
+def test_items_are_those_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pictures before any draw are the same to the bit, and so are the settings of the draws."""
+    folder, masks = tmp_path / "folder", tmp_path / "masks"
+    for each in (folder, masks):
+        each.mkdir()
+    with webdataset.TarWriter(str(tmp_path / "all.tar")) as writer:
+        for i, (height, width) in enumerate([(40, 50), (90, 700), (200, 60)]):
+            picture = Image.fromarray(photograph(height, width, seed=i))
+            picture.save(folder / f"{i}.jpg")
+            Image.fromarray(photograph(height, width)[:, :, 0] // 128 * 255).save(masks / f"{i}.png")
+            writer.write({"__key__": str(i), "jpg": (folder / f"{i}.jpg").read_bytes()})
+    seen: list[tuple] = []
+
+    def record(image: np.ndarray, name: str, generator: Any, **settings: Any) -> dict[str, Any]:
+        settings = {"random_crop": True, "random_flip": True} | settings
+        item = dataset_make_item(image, name, np.random.default_rng(1), **settings)
+        seen.append((name, item, {key: settings[key] for key in settings if key != "masks"}))
+        return item
+
+    dataset_make_item = dataset.make_item
+    for module in (dataset, shards):
+        monkeypatch.setattr(module, "make_item", record)
+    common: dict[str, Any] = {"min_crop": 0.5, "coverage": (0.2, 0.3), "mask_root": str(masks)}
+    assert len(list(InpaintingDataset(str(folder), 24, **common))) == 3
+    assert len(list(ShardDataset(str(tmp_path / "all.tar"), 24, **common))) == 3
+    expected, found = (sorted(part, key=lambda call: call[0]) for part in (seen[:3], seen[3:]))
+    for (name, a, settings), (other_name, b, other_settings) in zip(expected, found, strict=True):
+        assert name == other_name and settings == other_settings
+        assert torch.equal(a["image"], b["image"]) and torch.equal(a["mask"], b["mask"])
+        assert a["image"].shape == (3, 24, 24) and 0 <= a["image"].min() < a["image"].max() <= 1
+
+
+def test_draws_change_with_epoch_and_seed_and_repeat_with_them(root: str) -> None:
+    def items(epoch: int, **settings: Any) -> dict[str, dict[str, Any]]:
+        data = ShardDataset(root, 16, **settings)
+        data.epoch = epoch
+        return {item["name"]: item for item in data}
+
+    first, again, later, other = items(0), items(0, buffer=2), items(1), items(0, seed=1)
+    assert first.keys() == again.keys() and len(first) == sum(SIZES)
+    for name, item in first.items():  # wherever in the order they come
+        assert torch.equal(item["image"], again[name]["image"])
+        assert torch.equal(item["mask"], again[name]["mask"])
+        assert not torch.equal(item["mask"], later[name]["mask"])
+        assert not torch.equal(item["mask"], other[name]["mask"])
+        assert set(item["mask"].unique().tolist()) <= {0.0, 1.0} and 0.08 <= item["mask"].mean() <= 0.42
+    masks = {item["mask"].numpy().tobytes() for item in first.values()}
+    assert len(masks) == len(first)
+
+
+def test_every_epoch_shows_each_picture_once_in_an_order_of_its_own(root: str) -> None:
+    loader = shard_loader(root, 4, 16, num_workers=0, buffer=5)
+    assert len(loader) == 6
+    orders = [names_of(loader, epoch) for epoch in range(3)]
+    assert all(sorted(order) == [f"picture{i:02d}" for i in range(23)] for order in orders)
+    assert orders[0] != orders[1] != orders[2]
+    assert names_of(shard_loader(root, 4, 16, num_workers=0, buffer=5), 1) == orders[1]
+    assert names_of(shard_loader(root, 4, 16, num_workers=0, buffer=5, seed=1), 1) != orders[1]
+
+
+def test_pictures_are_mixed_a_buffer_at_a_time_each_time_anew(root: str, tmp_path: Path) -> None:
+    loader = shard_loader(str(tmp_path / "000.tar"), 4, 16, num_workers=0, buffer=2)
+    patterns = set()
+    for epoch in range(12):
+        order = [int(name.removeprefix("picture")) for name in names_of(loader, epoch)]
+        blocks = [order[:1], order[1:3], order[3:5], order[5:]]
+        assert [sorted(block) for block in blocks] == [[0], [1, 2], [3, 4], [5, 6]]
+        patterns.add(tuple(block == sorted(block) for block in blocks[1:]))
+    assert len(patterns) > 2
+
+
+@pytest.mark.parametrize("num_processes", [2, 3, 5])
+def test_processes_share_the_pictures_equally_and_leave_out_the_remainder(
+    root: str, num_processes: int
+) -> None:
+    left_out = set()
+    for epoch in range(4):
+        parts = []
+        for rank in range(num_processes):
+            loader = shard_loader(root, 4, 16, num_workers=0, rank=rank, num_processes=num_processes)
+            parts.append(names_of(loader, epoch))
+            assert len(parts[-1]) == 23 // num_processes and len(loader) == -(-len(parts[-1]) // 4)
+        shown = {name for part in parts for name in part}
+        assert len(shown) == 23 // num_processes * num_processes
+        left_out |= {f"picture{i:02d}" for i in range(23)} - shown
+    assert len(left_out) > 23 % num_processes  # not the same ones in every epoch
+
+
+def test_a_subset_is_the_same_in_every_epoch(root: str) -> None:
+    loader = shard_loader(root, 4, 16, num_workers=0, max_images=9)
+    first = names_of(loader)
+    assert len(first) == len(set(first)) == 9
+    assert set(names_of(loader, 1)) == set(first)
+    assert len(shard_loader(root, 4, 16, max_images=100).dataset) == 23  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("buffer", [3, 1000])
+@pytest.mark.parametrize(("rank", "num_processes"), [(0, 1), (1, 2)])
+def test_an_epoch_resumes_with_exactly_what_was_to_come(
+    root: str, rank: int, num_processes: int, buffer: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"rank": rank, "num_processes": num_processes, "buffer": buffer}
+    whole = names_of(shard_loader(root, 2, 16, num_workers=0, **settings), 1)
+    decoded = []
+    read = shards.read_scaled
+    monkeypatch.setattr(shards, "read_scaled", lambda file, *rest: decoded.append(file) or read(file, *rest))
+    for done in range(len(whole) + 1):
+        decoded.clear()
+        loader = shard_loader(root, 2, 16, num_workers=0, **settings)
+        assert names_of(loader, 1, done * num_processes) == whole[done:]
+        assert len(decoded) == len(whole) - done  # what was seen is passed over unread
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")  # fewer processors
+@pytest.mark.parametrize("num_workers", [2, 3])
+def test_workers_show_what_one_process_shows_and_resume_in_the_same_batches(
+    root: str, num_workers: int
+) -> None:
+    loader = shard_loader(root, 4, 16, num_workers=num_workers, buffer=3)
+    set_position(loader, 1, 0)
+    whole = list(loader)
+    assert [len(batch["name"]) for batch in whole] == [4, 4, 4, 4, 4, 3] and len(loader) == 6
+    names = [name for batch in whole for name in batch["name"]]
+    single = names_of(shard_loader(root, 4, 16, num_workers=0, buffer=3), 1)
+    assert sorted(names) == sorted(single) and names != single
+    for done in (1, 3, 5):
+        set_position(loader, 1, done * 4)
+        for batch, expected in zip(loader, whole[done:], strict=True):
+            assert batch["name"] == expected["name"]
+            assert torch.equal(batch["image"], expected["image"])
+            assert torch.equal(batch["mask"], expected["mask"])
+
+
+def test_the_next_picture_stands_in_for_an_unreadable_one(
+    root: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    replace(str(tmp_path / "001.tar"), picture08=b"not a picture")
+    loader = shard_loader(root, 4, 16, num_workers=0)
+    names = names_of(loader)
+    warning = capsys.readouterr().err
+    assert warning.count("\n") == 1 and "picture08 in " in warning and "001.tar" in warning
+    assert len(names) == 23 and len(set(names)) == 22 and "picture08" not in names
+    assert names_of(loader, 0, 20) == names[20:]
+    alone = shard_loader(str(tmp_path / "001.tar"), 4, 16, num_workers=0, buffer=3)  # two blocks of two
+    assert all(len(names_of(alone, epoch)) == 4 for epoch in range(8))
+    replace(str(tmp_path / "001.tar"), **{f"picture{i:02d}": b"" for i in range(7, 11)})
+    with pytest.raises(UserError, match=r"--train_root: no image can be read any more in .*001\.tar"):
+        names_of(shard_loader(str(tmp_path / "001.tar"), 4, 16, num_workers=0))
+
+
+def test_the_same_key_in_two_shards_gets_two_masks(root: str, tmp_path: Path) -> None:
+    shutil.copy(tmp_path / "000.tar", tmp_path / "001.tar")
+    masks = {item["mask"].numpy().tobytes() for item in ShardDataset(str(tmp_path / "{000..001}.tar"), 16)}
+    assert len(masks) == 14
+
+
+def test_a_key_that_comes_twice_is_one_picture(tmp_path: Path) -> None:
+    path = str(tmp_path / "twice.tar")
+    with tarfile.open(path, "w") as tar:
+        for name in ("./a.jpg", "./a.jpg", "./a.png", "__meta__/b.png", "._c.png", "./d/e.png"):
+            content = encode(photograph(20, 20))
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    assert count_samples([path]) == [2]
+    assert sorted(item["name"] for item in ShardDataset(path, 16)) == ["./a", "./d/e"]
+
+
+def test_folders_are_positioned_by_the_same_call(folder: Path) -> None:
+    loader, _ = get_dataloaders(str(folder), str(folder), 2, 16, num_workers=0)
+    whole = names_of(loader, 3)
+    assert names_of(loader, 3, 2) == whole[2:]
