@@ -50,7 +50,7 @@ def test_every_flag_that_is_mentioned_exists() -> None:
         source = (REPOSITORY / f"{script}.py").read_text() + (REPOSITORY / "config.py").read_text()
         known |= set(re.findall(r"\b[a-z_]{2,}\b", source))
     foreign = {"nproc_per_node", "nnodes", "rdzv_backend", "rdzv_endpoint", "rdzv_id"}  # of torchrun
-    foreign |= {"nodes", "ntasks", "gpus", "cpus", "signal"}  # of Slurm
+    foreign |= {"nodes", "ntasks", "gpus", "cpus", "signal", "filter"}  # of Slurm and split
     foreign |= {"logdir", "cov", "check", "rounds"}  # of other programs
     mentioned = set(re.findall(r"--([a-z_]+)", README)) - foreign - {"no_structure_encoder", "no_cache"}
     assert len(mentioned) > 20 and not mentioned - known
