@@ -176,7 +176,7 @@ class InpaintingDataset(Dataset):
     ) -> None:
         self.image_size, self.training, self.coverage, self.seed = image_size, training, coverage, seed
         self.random_crops = training or root == SAMPLE
-        paths, names = _list_root(root, training, flag)
+        paths, names = list_root(root, training, flag)
         if max_images is not None and max_images < len(paths):
             chosen = np.sort(np.random.default_rng(seed).permutation(len(paths))[:max_images])
             paths, names = [paths[i] for i in chosen], [names[i] for i in chosen]
@@ -266,7 +266,7 @@ def make_item(
     }
 
 
-def _list_root(root: str, training: bool, flag: str) -> tuple[list[Path], list[str]]:
+def list_root(root: str, training: bool, flag: str) -> tuple[list[Path], list[str]]:
     """The files of a root and the name of each: its path in the root, without extension if that is unique."""
     if root == SAMPLE:
         folder = Path(skimage.__file__).parent / "data"

@@ -1,0 +1,189 @@
+"""A dry run: what is wrong with the data is found, what a run costs is foretold, and nothing is written."""
+
+import dataclasses
+import os
+import shutil
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import photograph
+from PIL import Image
+
+import preflight
+from cli import UserError
+from config import Config, get_config
+from preflight import Scan, find_overlap, measure, peak_resident, predict, report, scan
+
+
+def look(root: Path | str, training: bool = True, size: int = 32) -> Scan:
+    return scan(str(root), training, size, "--train_root")
+
+
+def small_config(tmp_path: Path, **overrides: object) -> Config:
+    settings = {
+        "image_size": 32,
+        "base_channels": 4,
+        "bottleneck_depth": 1,
+        "save_dir": str(tmp_path / "run"),
+    }
+    return get_config("debug", **settings | {"device": "cpu"} | overrides)
+
+
+def listing(root: Path) -> list[tuple[str, int, int]]:
+    return sorted((str(p), p.stat().st_mtime_ns, p.stat().st_size) for p in root.rglob("*"))
+
+
+def names(pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    return [(Path(a).name, Path(b).name) for a, b in pairs]
+
+
+def test_pictures_are_counted_and_unrelated_ones_are_not_alike(folder: Path) -> None:
+    for i in range(6, 60):
+        Image.fromarray(photograph(64, 64, seed=i)).save(folder / f"picture{i}.png")
+    found = look(folder)
+    assert (found.count, found.files, found.unreadable, found.exact, found.near) == (60, 60, [], [], [])
+
+
+def test_unreadable_and_too_small_pictures_are_named(folder: Path) -> None:
+    (folder / "broken.jpg").write_bytes(b"no picture")
+    found = look(folder, size=40)
+    assert (found.count, found.files) == (6, 7)
+    assert len(found.unreadable) == 1 and "broken.jpg" in found.unreadable[0]
+    assert [Path(name).name for name in found.too_small] == ["picture3.png", "picture5.png"]
+
+
+def test_only_the_chosen_pictures_are_looked_at(folder: Path) -> None:
+    found = scan(str(folder), True, 32, "--train_root", max_images=2, seed=1)
+    order = np.sort(np.random.default_rng(1).permutation(6)[:2])
+    assert found.count == 2
+    assert [Path(name).name for name in found.prints.names] == [f"picture{i}.png" for i in order]
+
+
+def test_copies_are_found_exact_recompressed_and_scaled(folder: Path) -> None:
+    picture = Image.fromarray(photograph(200, 240, seed=99))
+    picture.save(folder / "a.png")
+    shutil.copy(folder / "a.png", folder / "b.png")
+    picture.save(folder / "c.jpg", quality=40)
+    picture.resize((96, 80)).save(folder / "d.png")
+    found = look(folder)
+    assert [[Path(name).name for name in group] for group in found.exact] == [["a.png", "b.png"]]
+    assert [pair[0] for pair in names(found.near)] == ["c.jpg", "d.png"]
+    assert {pair[1] for pair in names(found.near)} <= {"a.png", "c.jpg"}
+
+
+def test_pictures_without_structure_are_not_alike(tmp_path: Path) -> None:
+    for level in range(0, 250, 50):
+        noise = np.random.default_rng(level).integers(0, 3, (40, 40, 3)) + level
+        Image.fromarray(noise.astype(np.uint8)).save(tmp_path / f"flat{level}.png")
+    assert look(tmp_path).near == []
+
+
+def test_overlap_of_training_and_validation_is_found(folder: Path, tmp_path: Path) -> None:
+    val = tmp_path / "val"
+    val.mkdir()
+    shutil.copy(folder / "picture0.png", val / "same.png")
+    Image.open(folder / "picture4.png").resize((160, 160)).save(val / "alike.jpg", quality=60)
+    Image.fromarray(photograph(64, 64, seed=50)).save(val / "other.png")
+    exact, near = find_overlap(look(folder).prints, look(val, training=False).prints)
+    assert names(exact) == [("same.png", "picture0.png")]
+    assert names(near) == [("alike.jpg", "picture4.png")]
+
+
+def test_every_block_is_compared_with_all_before(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.open(folder / "picture1.png").save(folder / "z.jpg", quality=80)
+    whole = look(folder).near
+    monkeypatch.setattr(preflight, "BLOCK", 2)
+    assert look(folder).near == whole and names(whole) == [("z.jpg", "picture1.png")]
+
+
+def test_several_folders_and_the_sample_are_scanned_each_file_once(folder: Path, tmp_path: Path) -> None:
+    both = look(os.pathsep.join([str(folder), str(folder)]))
+    assert (both.count, both.files, both.exact) == (12, 6, [])
+    sample = look("sample", training=False)
+    assert (sample.count, sample.files, sample.exact, sample.near) == (100, 2, [], [])
+
+
+def test_shards_are_scanned(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("webdataset")
+    shutil.copy(folder / "picture0.png", folder / "picture6.png")
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for path in sorted(folder.iterdir()):
+            tar.add(path, path.name)
+    found = look(tmp_path / "0.tar")
+    assert (found.count, found.near) == (7, [])
+    assert found.exact == [[f"picture{i} in {tmp_path}/0.tar" for i in (0, 6)]]
+
+
+def test_cost_is_measured_at_every_size_of_the_plan(tmp_path: Path) -> None:
+    cost = measure(small_config(tmp_path, progressive="16:0.5:3"))
+    larger = measure(small_config(tmp_path, image_size=64))
+    assert list(cost.seconds) == [(16, 3), (32, 2)] and min(cost.seconds.values()) > 0
+    assert cost.parameters == larger.parameters > 1000
+    assert larger.macs == pytest.approx(4 * cost.macs, rel=0.1)
+    assert cost.memory >= 0 and "resident" in cost.memory_kind
+
+
+def test_missing_loss_weights_are_not_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    cost = measure(small_config(tmp_path, lambda_perceptual=0.1, compile=True))
+    assert len(cost.notes) == 2 and listing(tmp_path) == []
+
+
+def test_the_peak_of_memory_is_seen_after_it_is_freed() -> None:
+    preflight.forget_peak()
+    before = peak_resident()
+    del (np.ones((3, 2**27), np.uint8) + 1)[:]  # type: ignore[arg-type]
+    assert peak_resident() - before >= 300 * 2**20
+
+
+def test_predictions_follow_epochs_plan_and_minutes(tmp_path: Path) -> None:
+    config = small_config(tmp_path, epochs=10)
+    seconds = {(16, 3): 0.01, (32, 2): 0.1}
+    assert predict(config, 1000, seconds) == (pytest.approx(1000), 10)
+    assert predict(dataclasses.replace(config, epochs=20), 1000, seconds) == (pytest.approx(2000), 20)
+    staged = dataclasses.replace(config, progressive="16:0.4:3")
+    assert predict(staged, 1000, seconds) == (pytest.approx(4 * 10 + 6 * 100), 10)
+    assert predict(dataclasses.replace(config, max_minutes=5), 1000, seconds) == (300, 3)
+    assert predict(dataclasses.replace(config, max_minutes=60), 1000, seconds) == (pytest.approx(1000), 10)
+
+
+def test_a_report_says_all_and_writes_nothing(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    config = small_config(tmp_path, train_root=str(folder), mask_root=str(folder), epochs=3)
+    before = listing(tmp_path)
+    report(config)
+    assert listing(tmp_path) == before
+    text = capsys.readouterr().out
+    for part in (
+        "* epochs = 3",
+        "  lr = 0.0002",
+        "GMAC",
+        "parameters",
+        "MiB",
+        f"--train_root {folder}: 6 files, 0 unreadable, 0 smaller",
+        "--val_root sample: 2 files (50 crops",
+        "of validation in training: 0 exact and 0 near",
+        "6 masks",
+        "32 pixels, 2 a batch",
+        "3 of 3 epochs",
+    ):
+        assert part in text, part
+
+
+def test_what_training_would_refuse_is_refused_after_it_was_printed(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i in range(7):
+        (folder / f"broken{i}.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"--train_root: 7 of 13 images .* cannot be read, more than 1 %|1%"):
+        report(small_config(tmp_path, train_root=str(folder)))
+    text = capsys.readouterr().out
+    assert text.count("unreadable: not a readable image") == 5 and "unreadable: and 2 more" in text
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="--train_root: no images"):
+        report(small_config(tmp_path, train_root=str(tmp_path / "empty")))
