@@ -94,6 +94,7 @@ class Config:
     save_dir: str = setting("experiments/exp1", "folder of the run", "DIR")
     save_minutes: float = setting(10.0, "time from one saving to the next inside an epoch", "MINUTES")
     resume: str = setting("", "checkpoint to continue; 'auto': the last of save_dir, if there is one", "FILE")
+    dry_run: bool = setting(False, "look at the data, measure a step, predict the run's time, write nothing")
     seed: int = setting(42, "of everything random", "N")
     val_interval: int = setting(1, "epochs from one validation to the next", "EPOCHS")
     checkpoint_interval: int = setting(10, "epochs from one kept checkpoint to the next", "EPOCHS")

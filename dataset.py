@@ -177,9 +177,8 @@ class InpaintingDataset(Dataset):
         self.image_size, self.training, self.coverage, self.seed = image_size, training, coverage, seed
         self.random_crops = training or root == SAMPLE
         paths, names = list_root(root, training, flag)
-        if max_images is not None and max_images < len(paths):
-            chosen = np.sort(np.random.default_rng(seed).permutation(len(paths))[:max_images])
-            paths, names = [paths[i] for i in chosen], [names[i] for i in chosen]
+        chosen = choose(len(paths), max_images, seed)
+        paths, names = [paths[i] for i in chosen], [names[i] for i in chosen]
 
         self.min_crop = min_crop if training else 1.0
         stored_size = math.ceil(image_size / self.min_crop)
@@ -264,6 +263,13 @@ def make_item(
         "mask": torch.from_numpy(mask[None].astype(np.float32)),
         "name": name,
     }
+
+
+def choose(count: int, max_images: int | None, seed: int) -> list[int]:
+    """Indices of at most `max_images` of so many images, in order, chosen by the seed; None for all."""
+    if max_images is None or max_images >= count:
+        return list(range(count))
+    return np.sort(np.random.default_rng(seed).permutation(count)[:max_images]).tolist()
 
 
 def list_root(root: str, training: bool, flag: str) -> tuple[list[Path], list[str]]:

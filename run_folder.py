@@ -53,7 +53,7 @@ def find_state(config: Config, folder: Path) -> tuple[dict[str, Any], Path] | No
 def changed_settings(saved: dict[str, Any], config: Config) -> list[str]:
     """What a resumed run does otherwise than the checkpoint's did: `lr 0.001 -> 0.002`."""
     asked = dataclasses.asdict(config)
-    ignored = {"resume", "save_dir"}
+    ignored = {"resume", "save_dir", "dry_run"}
     return [
         f"{name} {saved[name]} -> {value}"
         for name, value in asked.items()

@@ -350,10 +350,7 @@ def train(config: Config) -> Path:
     """
     with process_group() as (rank, num_processes), StopSignal() as stop:
         device = select_device(config.device)
-        seed_everything(config.seed)
-        torch.set_flush_denormal(True)
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-        keep_freed_memory()
+        set_up_process(config.seed)
 
         run = Run(config, device, rank, num_processes)
         folder = Path(config.save_dir).resolve()
@@ -362,12 +359,7 @@ def train(config: Config) -> Path:
             run.load_state_dict(*found)
         elif config.init:
             run.begin_with(config.init)
-        criterion = InpaintingLoss(
-            **{name: getattr(config, name) for name in vars(config) if name.startswith("lambda_")},
-            boundary_width=config.boundary_width,
-            vgg_weights=config.vgg_weights or None,
-            reconstruction=config.reconstruction,
-        ).to(device)
+        criterion = make_criterion(config).to(device)
         if config.use_lpips:  # find out now, not after an epoch, that its weights are missing
             probe = torch.zeros(1, 3, config.image_size, config.image_size, device=device)
             lpips_score(probe, probe, config.lpips_weights or None)
@@ -634,6 +626,24 @@ def is_connection_error(error: RuntimeError) -> bool:
     return isinstance(error, torch.distributed.DistError) or "onnection" in str(error) or "gloo" in str(error)
 
 
+def make_criterion(config: Config) -> InpaintingLoss:
+    """The loss with the weights and settings of a configuration."""
+    return InpaintingLoss(
+        **{name: getattr(config, name) for name in vars(config) if name.startswith("lambda_")},
+        boundary_width=config.boundary_width,
+        vgg_weights=config.vgg_weights or None,
+        reconstruction=config.reconstruction,
+    )
+
+
+def set_up_process(seed: int) -> None:
+    """Seed every generator, and set what makes training fast: TF32, no denormal numbers, memory kept."""
+    seed_everything(seed)
+    torch.set_flush_denormal(True)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    keep_freed_memory()
+
+
 def keep_freed_memory() -> None:
     """Make glibc keep large freed blocks for the next step instead of returning them to the system.
 
@@ -652,7 +662,13 @@ def main(argv: list[str] | None = None, *, prog: str = "train.py", presets: bool
     stopped by a signal, 1 if another process of the run was lost.
     """
     try:
-        train(parse_config(argv, prog, presets))
+        config = parse_config(argv, prog, presets)
+        if config.dry_run:
+            from preflight import report  # imports this module
+
+            report(config)
+        else:
+            train(config)
     except UserError as error:
         print(f"{prog}: error: {error}", file=sys.stderr)
         return 2

@@ -1,9 +1,11 @@
 """A dry run: what is wrong with the data is found, what a run costs is foretold, and nothing is written."""
 
 import dataclasses
+import itertools
 import os
 import shutil
 import tarfile
+import types
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +13,12 @@ import pytest
 from conftest import photograph
 from PIL import Image
 
+import data_scan
 import preflight
 from cli import UserError
 from config import Config, get_config
-from preflight import Scan, find_overlap, measure, peak_resident, predict, report, scan
+from data_scan import Scan, find_overlap, scan
+from preflight import measure, peak_resident, predict, report
 
 
 def look(root: Path | str, training: bool = True, size: int = 32) -> Scan:
@@ -75,8 +79,9 @@ def test_copies_are_found_exact_recompressed_and_scaled(folder: Path) -> None:
 
 def test_pictures_without_structure_are_not_alike(tmp_path: Path) -> None:
     for level in range(0, 250, 50):
-        noise = np.random.default_rng(level).integers(0, 3, (40, 40, 3)) + level
-        Image.fromarray(noise.astype(np.uint8)).save(tmp_path / f"flat{level}.png")
+        faint = level + photograph(40, 40) // 100  # of a few grey levels, the same in all
+        Image.fromarray(faint.astype(np.uint8)).save(tmp_path / f"faint{level}.png")
+        Image.new("RGB", (40, 40), (level, level, level)).save(tmp_path / f"blank{level}.png")
     assert look(tmp_path).near == []
 
 
@@ -94,7 +99,7 @@ def test_overlap_of_training_and_validation_is_found(folder: Path, tmp_path: Pat
 def test_every_block_is_compared_with_all_before(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.open(folder / "picture1.png").save(folder / "z.jpg", quality=80)
     whole = look(folder).near
-    monkeypatch.setattr(preflight, "BLOCK", 2)
+    monkeypatch.setattr(data_scan, "BLOCK", 2)
     assert look(folder).near == whole and names(whole) == [("z.jpg", "picture1.png")]
 
 
@@ -121,8 +126,17 @@ def test_cost_is_measured_at_every_size_of_the_plan(tmp_path: Path) -> None:
     larger = measure(small_config(tmp_path, image_size=64))
     assert list(cost.seconds) == [(16, 3), (32, 2)] and min(cost.seconds.values()) > 0
     assert cost.parameters == larger.parameters > 1000
-    assert larger.macs == pytest.approx(4 * cost.macs, rel=0.1)
+    assert 4 * cost.macs < larger.macs < 6 * cost.macs  # the pyramid gets one more level
     assert cost.memory >= 0 and "resident" in cost.memory_kind
+
+
+def test_a_measured_step_is_shared_out_among_its_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = types.SimpleNamespace(perf_counter=itertools.count().__next__)  # every step takes a second
+    monkeypatch.setattr(preflight, "time", clock)
+    cost = measure(small_config(tmp_path, progressive="16:0.5:3", accumulate=2))
+    assert cost.seconds == {(16, 3): 1 / 6, (32, 2): 1 / 4}
 
 
 def test_missing_loss_weights_are_not_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,8 +148,8 @@ def test_missing_loss_weights_are_not_downloaded(tmp_path: Path, monkeypatch: py
 def test_the_peak_of_memory_is_seen_after_it_is_freed() -> None:
     preflight.forget_peak()
     before = peak_resident()
-    del (np.ones((3, 2**27), np.uint8) + 1)[:]  # type: ignore[arg-type]
-    assert peak_resident() - before >= 300 * 2**20
+    np.ones(2**28, np.uint8)
+    assert peak_resident() - before >= 200 * 2**20
 
 
 def test_predictions_follow_epochs_plan_and_minutes(tmp_path: Path) -> None:
@@ -180,7 +194,9 @@ def test_what_training_would_refuse_is_refused_after_it_was_printed(
 ) -> None:
     for i in range(7):
         (folder / f"broken{i}.png").write_bytes(b"no picture")
-    with pytest.raises(UserError, match=r"--train_root: 7 of 13 images .* cannot be read, more than 1 %|1%"):
+    with pytest.raises(
+        UserError, match=r"--train_root: 7 of 13 images .* cannot be read, more than 1% allowed"
+    ):
         report(small_config(tmp_path, train_root=str(folder)))
     text = capsys.readouterr().out
     assert text.count("unreadable: not a readable image") == 5 and "unreadable: and 2 more" in text
