@@ -116,13 +116,14 @@ def test_tensorboard_gets_every_scalar_and_picture(config: Config) -> None:
     assert len(events.Scalars("loss/total")) == 3
 
 
-@pytest.mark.parametrize("changes", [{}, {"accumulate": 2, "progressive": "16:0.3"}, MUON])
+@pytest.mark.parametrize("changes", [{}, {"accumulate": 2, "progressive": "16:0.3"}, MUON, {"amp": True}])
 def test_a_resumed_run_equals_the_uninterrupted_one(config: Config, changes: dict, tmp_path: Path) -> None:
+    """Whatever the number of loader processes."""
     whole = dataclasses.replace(config, save_dir=str(tmp_path / "whole"), checkpoint_interval=1, **changes)
     train(whole)
     checkpoint = tmp_path / "whole" / "checkpoints" / "checkpoint_epoch_0001.pth"
     resumed = dataclasses.replace(whole, save_dir=str(tmp_path / "resumed"), resume=str(checkpoint))
-    train(resumed)
+    train(dataclasses.replace(resumed, num_workers=0 if changes else 2))
     assert_same(state_of(tmp_path / "whole"), state_of(tmp_path / "resumed"), skipped=("best_psnr",))
 
 
@@ -317,11 +318,12 @@ def spoil(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
     monkeypatch.setattr(train_module, "to_device", spoiled)
 
 
+@pytest.mark.parametrize("changes", [{}, {"amp": True}])
 def test_a_spoilt_step_is_skipped_and_its_batch_kept(
-    config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    config: Config, changes: dict, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     spoil(monkeypatch, {2})
-    train(dataclasses.replace(config, epochs=1))
+    train(dataclasses.replace(config, epochs=1, **changes))
     assert "step 2 was not finite and is skipped" in capsys.readouterr().err
     folder = Path(config.save_dir)
     (dumped,) = (folder / "nonfinite").iterdir()
