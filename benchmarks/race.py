@@ -27,7 +27,8 @@ from config import parse_config
 from dataset import InpaintingDataset
 from losses import InpaintingLoss
 from models import InpaintingNetwork, MaskQueryCrossAttention, ResidualBlock
-from train import Run, keep_freed_memory, make_loaders, train_step
+from run import Run, keep_freed_memory, train_step
+from train import make_loaders
 from utils import seed_everything
 
 WHOLE = 2**31  # a pyramid's base that no image is larger than

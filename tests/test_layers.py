@@ -10,36 +10,35 @@ from conftest import REPOSITORY
 EDGES = {
     "cli": set(),
     "msse": set(),
-    "metric_tracker": {"files"},
     "optimizer": set(),
-    "utils": {"cli", "files"},
     "models": {"msse"},
     "files": {"cli"},
     "config": {"cli", "files"},
-    "losses": {"utils"},
-    "metrics": {"cli", "utils"},
     "image_cache": {"cli", "files"},
     "dataset": {"cli", "files", "image_cache"},
     "shards": {"cli", "dataset", "files", "image_cache"},
     "data_scan": {"cli", "dataset", "files", "image_cache", "shards"},
-    "preflight": {"cli", "config", "data_scan", "dataset", "files", "train", "utils"},
     "pictures": {"cli", "files"},
     "masks": {"cli", "pictures"},
+    "metric_tracker": {"files"},
+    "utils": {"cli", "files"},
+    "losses": {"utils"},
+    "metrics": {"cli", "utils"},
     "inference": {"cli", "models", "utils"},
     "fill": {"cli", "files", "inference", "masks", "pictures"},
     "run_folder": {"cli", "config", "files", "utils"},
+    "run": {"cli", "config", "inference", "losses", "metric_tracker", "models", "optimizer", "utils"},
+    "preflight": {"cli", "config", "data_scan", "dataset", "files", "run", "utils"},
     "train": {
         "cli",
         "config",
         "dataset",
         "files",
-        "inference",
         "losses",
-        "metric_tracker",
         "metrics",
         "models",
-        "optimizer",
         "preflight",
+        "run",
         "run_folder",
         "shards",
         "utils",
@@ -63,6 +62,13 @@ def imports_of(module: str) -> set[str]:
 
 def test_every_module_has_its_place() -> None:
     assert {path.stem for path in REPOSITORY.glob("*.py")} == set(EDGES)
+
+
+def test_edges_lead_to_modules_that_stand_above() -> None:
+    above: set[str] = set()
+    for module, imported in EDGES.items():
+        assert imported <= above, module
+        above.add(module)
 
 
 @pytest.mark.parametrize("module", EDGES)

@@ -13,11 +13,13 @@ import torch
 from conftest import REPOSITORY, photograph
 from PIL import Image
 
+import run as run_module
 import train as train_module
 from cli import UserError
 from config import Config, get_config
 from losses import InpaintingLoss
-from train import FINAL_LR, Interrupted, Run, ema_update, lr_factor, main, make_loaders, train, train_step
+from run import FINAL_LR, Run, ema_update, lr_factor, train_step
+from train import Interrupted, main, make_loaders, train
 from utils import load_checkpoint, save_checkpoint
 
 MUON = {"optimizer": "muon", "base_channels": 16}
@@ -305,7 +307,7 @@ def test_a_finished_run_stays_as_it_is(config: Config) -> None:
 
 def spoil(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
     """Make the images of these steps NaN on their way to the network."""
-    to_device, count = train_module.to_device, 0
+    to_device, count = run_module.to_device, 0
 
     def spoiled(batch: dict[str, Any], run: Run) -> tuple[torch.Tensor, torch.Tensor]:
         nonlocal count
@@ -315,7 +317,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
             return image, mask
         return (image * float("nan") if count in steps else image), mask
 
-    monkeypatch.setattr(train_module, "to_device", spoiled)
+    monkeypatch.setattr(run_module, "to_device", spoiled)
 
 
 @pytest.mark.parametrize("changes", [{}, {"amp": True}])
