@@ -208,6 +208,7 @@ class UncachedPixels:
             except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
                 self.unreadable.append(f"not a readable image: {path} ({str(error).splitlines()[0][:120]})")
         self.paths = [paths[i] for i in self.readable]
+        self.warned: set[int] = set()
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -222,7 +223,9 @@ class UncachedPixels:
             try:
                 return read_scaled(self.paths[k], self.short_side, self.background)
             except UserError as error:
-                print(f"warning: {error}; the next image stands in for it", file=sys.stderr)
+                if k not in self.warned:
+                    print(f"warning: {error}; the next image stands in for it", file=sys.stderr)
+                self.warned.add(k)
         raise UserError("no image can be read any more")
 
 

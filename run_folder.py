@@ -130,7 +130,7 @@ def training_goes_on(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        print(f"warning: cannot write {path}: {error.strerror}; training goes on", file=sys.stderr)
+        print(f"warning: cannot write {path}: {error.strerror or error}; training goes on", file=sys.stderr)
 
 
 class EventLog:
@@ -171,7 +171,7 @@ class EventLog:
         try:
             getattr(self.writer, method)(*arguments)
         except OSError as error:
-            print(f"warning: cannot write {self.folder}: {error.strerror}; training goes on", file=sys.stderr)
+            print(f"warning: cannot write {self.folder}: {error.strerror or error}; training goes on", file=sys.stderr)
             self.writer = None
 
 

@@ -131,8 +131,9 @@ def test_without_a_cache_the_pictures_are_the_same_and_nothing_is_written(
     for i, k in enumerate(pixels.readable):
         assert np.array_equal(pixels[i], read_scaled(paths[k], 16, "white"))
     paths[19].write_bytes(paths[19].read_bytes()[:200])
-    assert np.array_equal(pixels[18], pixels[0])
-    assert "the next image stands in for it" in capsys.readouterr().err
+    for _ in range(3):
+        assert np.array_equal(pixels[18], pixels[0])
+    assert capsys.readouterr().err.count("the next image stands in for it") == 1
     for path in paths:
         path.write_bytes(b"")
     with pytest.raises(UserError, match="no image can be read any more"):

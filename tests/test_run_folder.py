@@ -164,9 +164,9 @@ def test_what_a_run_can_do_without_is_a_warning(tmp_path: Path, capsys: pytest.C
 def test_a_run_that_is_killed_again_and_again_ends_as_if_nothing_had_been() -> None:
     """A short form of the benchmark, whose report says what was compared."""
     done = subprocess.run(
-        [sys.executable, "benchmarks/kill.py", "--kills=3", "--epochs=8"],
+        [sys.executable, "benchmarks/kill.py", "--kills=2", "--epochs=5"],
         cwd=REPOSITORY, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads(done.stdout.splitlines()[-1])
-    assert report == report | {"kills": 3, "steps": 200, "differing": [], "left": []}
+    assert report == report | {"kills": 2, "steps": 125, "differing": [], "left": []}

@@ -30,7 +30,7 @@ def pack(checkpoint: Path, data: str, reports: list[Path]) -> dict:
     except (OSError, ValueError) as error:
         raise UserError(f"--metrics: {error}") from None
     counters = {name: state["counters"][name] for name in ("epoch", "step", "images", "elapsed_s")}
-    private = {"train_root", "val_root", "mask_root", "cache_dir", "save_dir", "resume"}
+    private = {"train_root", "val_root", "mask_root", "cache_dir", "save_dir", "resume", "init"}
     private |= {"vgg_weights", "lpips_weights"}
     return {
         "architecture": state["architecture"],
