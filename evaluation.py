@@ -22,9 +22,13 @@ from fill import Filled, FillSettings, Job, fill_folder, fill_job
 from inference import WHOLE, Inpainter, load_network, to_tensor, to_unit
 from metrics import MetricsCalculator, lpips_score, mean_interval
 from models import InpaintingNetwork, attention_heatmaps
-from utils import comparison_grid, heatmap_grid, seed_everything, select_device
+from packs import PackDataset, bucket_of, make_pack
+from report import by_bucket, to_markdown
+from utils import comparison_grid, heatmap_grid, seed_everything, select_device, weights_digest
 
 MAX_ROWS = 16  # of test_results.png
+DEFAULT_SIZE = 256  # pixels, of a pack
+PROTOCOL = ("checkpoint", "weights_sha256", "images", "image_size", "masks", "seed")
 CLASSICAL_RADIUS = 3  # pixels
 FLOORS = {"telea": cv2.INPAINT_TELEA, "navier_stokes": cv2.INPAINT_NS}
 
@@ -77,6 +81,7 @@ def score_folder(
         for i, (name, pixels) in enumerate(zip(batch["name"], to_bytes(outputs["output"]), strict=True)):
             write_png(pixels, folder / "outputs" / f"{name}.png")
             row = {"name": name, "hole_ratio": mask[i].mean().item()}
+            row["bucket"] = bucket_of(row["hole_ratio"])
             row |= {metric: values[i] for metric, values in scores["output"].items()}
             for other in ("coarse", *FLOORS):
                 row |= {f"{other}_{metric}": values[i] for metric, values in scores[other].items()}
@@ -88,18 +93,25 @@ def score_folder(
             pictures.append((image, mask, outputs))
 
     gains = [row["gain"] for row in rows]
+    masks = args.mask_root or f"drawn, {args.mask_coverage[0]:g} to {args.mask_coverage[1]:g} missing"
+    if isinstance(loader.dataset, PackDataset):
+        masks = f"pack, sha256 {loader.dataset.digest}"
     summary = {
         "checkpoint": str(args.checkpoint),
+        "weights_sha256": weights_digest(network.state_dict()),
         "images": len(rows),
         "image_size": args.image_size,
-        "masks": args.mask_root or f"drawn, {args.mask_coverage[0]:g} to {args.mask_coverage[1]:g} missing",
+        "masks": masks,
         "seed": args.seed,
         **{name: calculator.compute() for name, calculator in calculators.items()},
         "gain": float(np.mean(gains)),  # dB of PSNR over the better of the floors, image by image
         "gain_interval": mean_interval(gains),
     }
+    buckets = by_bucket(rows, tuple(calculators), tuple(FLOORS))
     write_csv(rows, folder / "metrics.csv")
-    write_json(summary, folder / "metrics.json")
+    write_json(summary | {"buckets": buckets}, folder / "metrics.json")
+    protocol = {name: summary[name] for name in PROTOCOL}
+    write_text(to_markdown(protocol, buckets), folder / "report.md")
     grids = [comparison_grid(*each) for each in pictures]
     save_image(
         torch.cat(grids, dim=1)[:, : MAX_ROWS * (args.image_size + 2) + 2], folder / "test_results.png"
@@ -193,13 +205,16 @@ def write_csv(rows: list[dict[str, Any]], path: Path) -> None:
     writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
+    write_text(text.getvalue(), path)
+
+
+def write_text(text: str, path: Path) -> None:
     with atomic_path(path) as temporary:
-        temporary.write_text(text.getvalue())
+        temporary.write_text(text)
 
 
 def write_json(content: dict[str, Any], path: Path) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
+    write_text(json.dumps(content, indent=2) + "\n", path)
 
 
 def run(args: argparse.Namespace, job: Job | None = None) -> int:
@@ -213,6 +228,11 @@ def run(args: argparse.Namespace, job: Job | None = None) -> int:
     """
     seed_everything(args.seed)
     torch.set_flush_denormal(True)
+    if args.make_pack:
+        folder, size = Path(args.make_pack), args.image_size or DEFAULT_SIZE
+        count = make_pack(args.test_root, folder, size, args.seed, args.max_images or None)
+        print(f"{folder}: {count:,} masks of {size} px and manifest.json")
+        return 0
     try:
         Path(args.save_dir).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -223,20 +243,25 @@ def run(args: argparse.Namespace, job: Job | None = None) -> int:
         lpips_score(probe, probe, args.lpips_weights or None)
     if args.image_path:
         return fill(network, tuple(state["config"]["mask_coverage"]), args, job)
-    args.image_size = args.image_size or state["config"]["image_size"]
-    dataset = InpaintingDataset(
-        args.test_root,
-        args.image_size,
-        training=False,
-        max_images=args.max_images or None,
-        coverage=tuple(args.mask_coverage),
-        mask_root=args.mask_root,
-        invert_mask=args.invert_mask,
-        seed=args.seed,
-        cache_dir=args.cache_dir,
-        flag="--test_root",
-    )
-    report_unreadable(dataset)
+    dataset: InpaintingDataset | PackDataset
+    if args.pack:
+        dataset = PackDataset(Path(args.pack), args.test_root, args.cache_dir)
+        args.image_size = dataset.image_size
+    else:
+        args.image_size = args.image_size or state["config"]["image_size"]
+        dataset = InpaintingDataset(
+            args.test_root,
+            args.image_size,
+            training=False,
+            max_images=args.max_images or None,
+            coverage=tuple(args.mask_coverage),
+            mask_root=args.mask_root,
+            invert_mask=args.invert_mask,
+            seed=args.seed,
+            cache_dir=args.cache_dir,
+            flag="--test_root",
+        )
+        report_unreadable(dataset)
     loader = DataLoader(dataset, batch_size=args.batch_size, num_workers=args.num_workers)
     score_folder(network, loader, Path(args.save_dir), args)
     return 0

@@ -171,7 +171,10 @@ class EventLog:
         try:
             getattr(self.writer, method)(*arguments)
         except OSError as error:
-            print(f"warning: cannot write {self.folder}: {error.strerror or error}; training goes on", file=sys.stderr)
+            print(
+                f"warning: cannot write {self.folder}: {error.strerror or error}; training goes on",
+                file=sys.stderr,
+            )
             self.writer = None
 
 

@@ -50,6 +50,13 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     folder.add_argument("--batch_size", type=int, default=8, metavar="IMAGES", help="images a batch")
     folder.add_argument("--num_workers", type=int, default=0, metavar="N", help="loader processes")
     folder.add_argument("--seed", type=int, default=42, metavar="N", help="of the drawn masks")
+    folder.add_argument(
+        "--make_pack",
+        default="",
+        metavar="DIR",
+        help="draw a pack of masks for the images, and no more",
+    )
+    folder.add_argument("--pack", default="", metavar="DIR", help="masks of a pack instead of drawn ones")
     folder.add_argument("--cache_dir", default="", metavar="DIR", help="where decoded images are kept")
 
     single = parser.add_argument_group("fill one image, or all in a folder")
@@ -83,6 +90,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
     if bool(args.test_root) == bool(args.image_path):
         raise UserError("--test_root or --image_path: exactly one of them is required")
+    if (args.make_pack or args.pack) and not args.test_root:
+        raise UserError("--make_pack and --pack: --test_root is required with them")
+    if args.pack and (args.make_pack or args.mask_root or args.max_images or args.image_size):
+        raise UserError(
+            "--pack: not with --make_pack, --mask_root, --max_images or --image_size, which it fixes"
+        )
     sources = [bool(args.mask_path), bool(args.box), args.alpha_mask]
     if args.image_path and sum(sources) != 1:
         raise UserError(

@@ -1,0 +1,184 @@
+"""Evaluation packs: the same holes over the same images on every machine, drawn once and proved by hashes."""
+
+import hashlib
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from cli import UserError
+from dataset import (
+    choose,
+    list_root,
+    random_free_form_mask,
+    random_mask,
+    random_rectangular_mask,
+)
+from files import atomic_path
+from image_cache import open_pixels
+
+FORMAT = "msse-pack-1"
+BUCKETS = ((0.01, 0.1), (0.1, 0.2), (0.2, 0.3), (0.3, 0.4), (0.4, 0.5), (0.5, 0.6))
+MAX_DRAWS = 1000  # of a mask that has to touch the border
+
+
+def bucket_of(ratio: float) -> str:
+    """The name of the bucket of a missing share, `10-20 %`; `other` below 1 % and from 60 % up."""
+    for low, high in BUCKETS:
+        if low <= ratio < high:
+            return f"{100 * low:.0f}-{100 * high:.0f} %"
+    return "other"
+
+
+def border_mask(
+    height: int, width: int, coverage: tuple[float, float], generator: np.random.Generator
+) -> np.ndarray:
+    """A mask as of `random_mask` that touches the border of the image."""
+    for _ in range(MAX_DRAWS):
+        mask = random_mask(height, width, coverage, generator)
+        if mask[[0, -1]].any() or mask[:, [0, -1]].any():
+            return mask
+    mask[0, 0] = 1
+    return mask
+
+
+KINDS = {"strokes": random_free_form_mask, "boxes": random_rectangular_mask, "border": border_mask}
+
+
+def digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def make_pack(root: str, folder: Path, image_size: int, seed: int, max_images: int | None) -> int:
+    """Draw one mask a bucket for every image of a root; write them and `manifest.json` to `folder`.
+
+    Kinds take turns, so that every bucket has as many strokes as boxes and masks at the border. Images are
+    not copied: the manifest knows them by name and SHA-256.
+
+    Args:
+        root, image_size, seed, max_images: as of `InpaintingDataset`.
+
+    Returns:
+        The number of masks.
+
+    Raises:
+        UserError: no folder, no image, a folder that cannot be written or holds a pack.
+    """
+    paths, names = list_root(root, False, "--test_root")
+    if (folder / "manifest.json").exists():
+        raise UserError(f"--make_pack: {folder} holds a pack already")
+    items = []
+    try:
+        for i in tqdm(
+            choose(len(paths), max_images, seed), desc="drawing", unit="image", leave=False, disable=None
+        ):
+            for j, (low, high) in enumerate(BUCKETS):
+                kind = list(KINDS)[(i + j) % len(KINDS)]
+                generator = np.random.default_rng([seed, zlib.crc32(names[i].encode()), j])
+                pixel = 1 / image_size**2  # to which coverage is met
+                mask = KINDS[kind](image_size, image_size, (low + pixel, high - pixel), generator)
+                label = bucket_of(float(mask.mean()))
+                path = folder / "masks" / label.removesuffix(" %") / f"{names[i]}.png"
+                with atomic_path(path) as temporary:
+                    Image.fromarray(mask * 255).save(temporary, format="PNG")
+                items.append(
+                    {
+                        "image": names[i],
+                        "image_sha256": digest(paths[i].read_bytes()),
+                        "mask": path.relative_to(folder).as_posix(),
+                        "mask_sha256": digest(np.packbits(mask).tobytes()),
+                        "bucket": label,
+                        "kind": kind,
+                        "ratio": float(mask.mean()),
+                        "seed": [seed, zlib.crc32(names[i].encode()), j],
+                    }
+                )
+        manifest = {"format": FORMAT, "image_size": image_size, "seed": seed, "items": items}
+        with atomic_path(folder / "manifest.json") as temporary:
+            temporary.write_text(json.dumps(manifest, indent=1) + "\n")
+    except OSError as error:
+        raise UserError(f"--make_pack: cannot write to {folder}: {error.strerror}") from None
+    return len(items)
+
+
+class PackDataset(Dataset):
+    """The images of a root under the masks of a pack, bucket by bucket.
+
+    Args:
+        folder: as `make_pack` wrote it.
+        root: a folder that holds the images, under whatever root they lay when the pack was made.
+        cache_dir: as of `InpaintingDataset`.
+
+    Attributes:
+        image_size: pixels.
+        digest: SHA-256 of the manifest.
+
+    Items are dicts of image (3, S, S) float32 in [0, 1], mask (1, S, S) float32, 1 = missing, and name,
+    which begins with the bucket.
+
+    Raises:
+        UserError: the manifest is missing or damaged; an image or a mask is missing or is another.
+    """
+
+    def __init__(self, folder: Path, root: str, cache_dir: str | Path | None = "") -> None:
+        try:
+            text = (folder / "manifest.json").read_text()
+            manifest = json.loads(text)
+            if manifest["format"] != FORMAT:
+                raise ValueError(f"format {manifest['format']}")
+            self.items: list[dict[str, Any]] = manifest["items"]
+            self.image_size = int(manifest["image_size"])
+            needed = {item["image"]: item["image_sha256"] for item in self.items}
+        except FileNotFoundError:
+            raise UserError(f"--pack: no manifest.json in {folder}") from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"--pack: not a manifest of this project: {folder / 'manifest.json'} ({error})"
+            ) from None
+        self.folder, self.digest = folder, digest(text.encode())
+        paths, names = list_root(root, False, "--test_root")
+        files = {name: path for name, path in zip(names, paths, strict=True) if name in needed}
+        for name, expected in needed.items():
+            if name not in files:
+                raise UserError(f"--pack: {name} is not in {root}")
+            if digest(files[name].read_bytes()) != expected:
+                raise UserError(f"--pack: another file than when the pack was made: {files[name]}")
+        self.positions = {name: i for i, name in enumerate(files)}
+        self.pixels = open_pixels(list(files.values()), self.image_size, "white", cache_dir, "test_root")
+        self.unreadable = self.pixels.unreadable
+        if self.unreadable:
+            raise UserError(f"--pack: {self.unreadable[0]}")
+        for item in self.items:
+            self.read_mask(item)
+
+    def read_mask(self, item: dict[str, Any]) -> np.ndarray:
+        """(S, S) uint8 in {0, 1}."""
+        path = self.folder / item["mask"]
+        try:
+            with Image.open(path) as file:
+                mask = (np.asarray(file.convert("L")) > 127).astype(np.uint8)
+        except (OSError, ValueError, SyntaxError) as error:
+            raise UserError(f"--pack: not a readable mask: {path} ({error})") from None
+        if mask.shape != (self.image_size,) * 2 or digest(np.packbits(mask).tobytes()) != item["mask_sha256"]:
+            raise UserError(f"--pack: another mask than when the pack was made: {path}")
+        return mask
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        item = self.items[index]
+        image = self.pixels[self.positions[item["image"]]]
+        top, left = ((side - self.image_size) // 2 for side in image.shape[:2])
+        image = image[top : top + self.image_size, left : left + self.image_size]
+        return {
+            "image": torch.from_numpy(image.transpose(2, 0, 1).astype(np.float32) / 255),
+            "mask": torch.from_numpy(self.read_mask(item)[None].astype(np.float32)),
+            "name": f"{item['bucket'].removesuffix(' %')}/{item['image']}",
+        }

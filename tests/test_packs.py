@@ -1,0 +1,128 @@
+"""Packs replay the same holes, and refuse to when an image or a mask is another; reports say what rows say."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import photograph
+from PIL import Image
+
+import test as evaluation
+from cli import UserError
+from packs import BUCKETS, PackDataset, bucket_of, make_pack
+from report import by_bucket, summarize, to_markdown
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    (folder / "deep").mkdir(parents=True)
+    for i, name in enumerate(("a.png", "b.png", "deep/c.png")):
+        Image.fromarray(np.roll(photograph(40, 60), 7 * i, axis=1)).save(folder / name)
+    return folder
+
+
+def test_a_pack_holds_a_mask_a_bucket_with_its_exact_ratio(images: Path, tmp_path: Path) -> None:
+    assert make_pack(str(images), tmp_path / "pack", 32, 42, None) == 3 * len(BUCKETS)
+    manifest = json.loads((tmp_path / "pack" / "manifest.json").read_text())
+    kinds = {}
+    for item in manifest["items"]:
+        mask = np.asarray(Image.open(tmp_path / "pack" / item["mask"])) > 0
+        assert mask.mean() == item["ratio"] and bucket_of(item["ratio"]) == item["bucket"]
+        if item["kind"] == "border":
+            assert mask[[0, -1]].any() or mask[:, [0, -1]].any()
+        kinds.setdefault(item["bucket"], set()).add(item["kind"])
+    assert set(kinds) == {"1-10 %", "10-20 %", "20-30 %", "30-40 %", "40-50 %", "50-60 %"}
+    assert all(len(each) == 3 for each in kinds.values())
+    with pytest.raises(UserError, match="holds a pack already"):
+        make_pack(str(images), tmp_path / "pack", 32, 42, None)
+
+
+def test_a_pack_is_the_same_each_time_and_replays_its_masks(images: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        make_pack(str(images), tmp_path / name, 32, 7, None)
+    texts = [(tmp_path / name / "manifest.json").read_text() for name in ("one", "two")]
+    assert texts[0] == texts[1]
+    data = PackDataset(tmp_path / "one", str(images), str(tmp_path / "cache"))
+    assert len(data) == len({data[i]["name"] for i in range(18)}) == 18
+    item = data[0]
+    assert item["image"].shape == (3, 32, 32) and item["mask"].shape == (1, 32, 32)
+    assert item["mask"].mean().item() == pytest.approx(data.items[0]["ratio"])
+
+
+def test_another_image_or_mask_is_refused_in_one_line(images: Path, tmp_path: Path) -> None:
+    pack = tmp_path / "pack"
+    make_pack(str(images), pack, 32, 7, None)
+    mask = pack / "masks" / "10-20" / "a.png"
+    content = mask.read_bytes()
+    Image.fromarray(np.zeros((32, 32), np.uint8)).save(mask)
+    with pytest.raises(UserError, match="--pack: another mask than when the pack was made"):
+        PackDataset(pack, str(images))
+    mask.write_text("text")
+    with pytest.raises(UserError, match="--pack: not a readable mask"):
+        PackDataset(pack, str(images))
+    mask.write_bytes(content)
+    Image.fromarray(photograph(40, 61)).save(images / "b.png")
+    with pytest.raises(UserError, match="--pack: another file than when the pack was made"):
+        PackDataset(pack, str(images))
+    (images / "b.png").unlink()
+    with pytest.raises(UserError, match="--pack: b is not in"):
+        PackDataset(pack, str(images))
+    with pytest.raises(UserError, match=r"--pack: no manifest\.json"):
+        PackDataset(tmp_path, str(images))
+    (pack / "manifest.json").write_text("{}")
+    with pytest.raises(UserError, match="--pack: not a manifest of this project"):
+        PackDataset(pack, str(images))
+
+
+def test_the_command_makes_a_pack_and_scores_it_by_bucket(images: Path, tmp_path: Path) -> None:
+    pack, results = tmp_path / "pack", tmp_path / "results"
+    root = f"--test_root={images}"
+    assert evaluation.main([root, f"--make_pack={pack}", "--image_size=32"]) == 0
+    assert evaluation.main([root, f"--pack={pack}", f"--save_dir={results}"]) == 0
+    summary = json.loads((results / "metrics.json").read_text())
+    assert list(summary["buckets"]) == ["1-10 %", "10-20 %", "20-30 %", "30-40 %", "40-50 %", "50-60 %"]
+    assert all(bucket["images"] == 3 for bucket in summary["buckets"].values()) and summary["images"] == 18
+    mean = np.mean([bucket["output"]["psnr"] for bucket in summary["buckets"].values()])
+    assert mean == pytest.approx(summary["output"]["psnr"], rel=1e-6)
+    assert len(list((results / "outputs").rglob("*.png"))) == 18
+    assert len(summary["weights_sha256"]) == 64
+    text = (results / "report.md").read_text()
+    assert text.count("| 3 |") == 6 and summary["weights_sha256"] in text and "pack, sha256" in text
+    for flags in (["--pack=x", "--image_size=64"], ["--make_pack=x", "--image_path=y", "--box=1,1,2,2"]):
+        assert evaluation.main([*([root] if "--pack=x" in flags else []), *flags]) == 2
+
+
+def test_ratios_fall_into_their_buckets() -> None:
+    assert [bucket_of(r) for r in (0.0, 0.01, 0.0999, 0.1, 0.35, 0.5999, 0.6, 1.0)] == [
+        "other", "1-10 %", "1-10 %", "10-20 %", "30-40 %", "50-60 %", "other", "other",
+    ]  # fmt: skip
+
+
+def test_summaries_are_means_and_paired_gains() -> None:
+    rows = [
+        {
+            "bucket": label,
+            "psnr": 20.0 + i,
+            "lpips": 0.2,
+            "gain": float(i),
+            "coarse_psnr": 19.0,
+            "coarse_lpips": 0.3,
+        }
+        | {"telea_psnr": 18.0, "telea_lpips": 0.4, "ns_psnr": 17.0 + 2 * i, "ns_lpips": 0.1}
+        for i, label in enumerate(["1-10 %", "10-20 %", "10-20 %", "other"])
+    ]
+    methods, floors = ("output", "coarse", "telea", "ns"), ("telea", "ns")
+    whole = summarize(rows, methods, floors)
+    assert whole["output"] == pytest.approx({"psnr": 21.5, "lpips": 0.2}) and whole["gain"] == 1.5
+    assert whole["best_floor"] == pytest.approx({"psnr": 20.0, "lpips": 0.1})
+    low, high = whole["gain_interval"]
+    assert 0 <= low < 1.5 < high <= 3
+    buckets = by_bucket(rows, methods, floors)
+    assert list(buckets) == ["1-10 %", "10-20 %", "other"]
+    assert buckets["10-20 %"]["gain"] == 1.5 and buckets["other"]["gain_interval"] is None
+    text = to_markdown({"seed": 42}, buckets)
+    assert "- seed: 42" in text and "| 10-20 % | 2 | 21.50 | 19.00 | 20.00 | +1.50 (+1.00 to +2.00) |" in text
+    assert not any(math.isnan(bucket["gain"]) for bucket in buckets.values())
