@@ -18,7 +18,7 @@ from cli import UserError
 from dataset import choose, list_root
 from files import is_shards
 from image_cache import BLOCK, read_image
-from shards import Sample, ShardDataset, read_shard
+from shards import Sample, ShardDataset, read_counted
 
 SIDE = 32  # pixels, of the picture whose cosine transform is hashed
 THUMBNAIL = 16  # pixels, side of what candidates are compared by
@@ -127,8 +127,9 @@ def scan(
         data = ShardDataset(root, max_images=max_images, seed=seed)
         total, uses = int(data.counts.sum()), Counter[str]()
         shards = [(path, n) for path, n in zip(data.shards, data.counts, strict=True) if n]
-        samples = (itertools.islice(read_shard(path), n) for path, n in shards)
-        sources: Iterator[Path | Sample] = itertools.chain.from_iterable(samples)
+        sources: Iterator[Path | Sample] = (
+            sample for path, n in shards for sample in read_counted(path, 0, int(n))
+        )
     else:
         paths, _ = list_root(root, training, flag)
         paths = [paths[i] for i in choose(len(paths), max_images, seed)]

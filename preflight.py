@@ -42,8 +42,10 @@ def peak_resident() -> int:
     if sys.platform == "linux":
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
-    import resource  # not on Windows
-
+    try:
+        import resource
+    except ModuleNotFoundError:  # on Windows
+        return 0
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
@@ -76,6 +78,8 @@ def measure(config: Config) -> Cost:
     before = peak_resident() if device.type != "cuda" else 0
     criterion = make_criterion(config).to(device)
     run = Run(config, device)
+    if config.init:
+        run.begin_with(config.init)
     generator = np.random.default_rng(config.seed)
 
     def noise(size: int, count: int) -> dict[str, torch.Tensor]:
@@ -108,6 +112,7 @@ def measure(config: Config) -> Cost:
         memory, kind = torch.cuda.max_memory_allocated(device), "of the device, allocated at once"
     else:
         memory, kind = peak_resident() - before, "resident, beyond the program and its libraries"
+        kind += "" if before else " (not known on this system)"
     parameters = sum(parameter.numel() for parameter in run.model.parameters())
     return Cost(parameters, counter.get_total_flops() // 2, memory, kind, seconds, notes)
 
@@ -170,7 +175,7 @@ def report(config: Config) -> None:
     """Print what a run of `config` would learn from and what it would cost, one process being all.
 
     Raises:
-        UserError: where training would, after all that was found in the data is printed.
+        UserError: where training would for its data, device or --init, after all that was found is printed.
     """
     default = Config()
     print("settings (* other than the default)")

@@ -19,7 +19,7 @@ from losses import InpaintingLoss
 from metric_tracker import MetricsTracker
 from models import InpaintingNetwork
 from optimizer import Muon
-from utils import seed_everything
+from utils import has_bfloat16, seed_everything
 
 FINAL_LR = 0.01  # share of the peak learning rate left at the end
 LEAST_MATRIX = 16  # channels
@@ -86,9 +86,15 @@ class Run:
         self.ema = AveragedModel(self.model, multi_avg_fn=ema_update(config.ema_decay))
         self.optimizers = make_optimizers(self.model, config.optimizer, fused=device.type == "cuda")
         self.amp_dtype = None
-        if config.amp and device.type in ("cuda", "cpu"):
-            lacking = device.type == "cuda" and not torch.cuda.is_bf16_supported()
-            self.amp_dtype = torch.float16 if lacking else torch.bfloat16
+        if config.amp and has_bfloat16(device):
+            self.amp_dtype = torch.bfloat16
+        elif config.amp and device.type == "cuda":
+            self.amp_dtype = torch.float16
+        elif config.amp and rank == 0:
+            print(
+                f"note: --amp: no bfloat16 arithmetic on this {device.type}; going on in float32",
+                file=sys.stderr,
+            )
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.amp_dtype == torch.float16)
         self.tracker = MetricsTracker()
         self.epoch = 0  # epochs completed
@@ -145,7 +151,14 @@ class Run:
         Raises:
             UserError: naming the differing fields, if it holds another architecture.
         """
+        if "model" not in state:
+            raise UserError(f"--resume: {path} holds weights alone; begin with them by --init")
         self.expect_architecture(state["architecture"], "--resume", path)
+        if state["config"].get("optimizer", "adamw") != self.config.optimizer:
+            saved = state["config"].get("optimizer", "adamw")
+            raise UserError(
+                f"--resume: {path} holds the state of --optimizer {saved}, not {self.config.optimizer}"
+            )
         self.model.load_state_dict(state["model"])
         self.ema.module.load_state_dict(state["ema"])
         self.ema.n_averaged.fill_(state["num_averaged"])
@@ -158,6 +171,16 @@ class Run:
             setattr(self, name, state["counters"][name])
         # of another number of processes: the same place in the epoch, less at most one batch of each
         self.batch = self.batch * state.get("num_processes", 1) // self.num_processes
+
+    def expect_one_state(self) -> None:
+        """Raises a `UserError` if the processes did not all begin at the same place."""
+        if self.num_processes > 1:
+            places: list[Any] = [None] * self.num_processes
+            torch.distributed.all_gather_object(places, (self.epoch, self.batch, self.step))
+            if len(set(places)) > 1:
+                raise UserError(
+                    f"--resume: the processes found different checkpoints: {places}; share --save_dir"
+                )
 
     def any_process(self, condition: bool) -> bool:
         """Whether it holds in any of the processes."""

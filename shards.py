@@ -121,6 +121,23 @@ def read_shard(path: str) -> Iterator[Sample]:
         raise UserError(f"--train_root: cannot read {path}: {reason}") from None
 
 
+def read_counted(path: str, start: int, stop: int) -> Iterator[Sample]:
+    """The pictures of a shard from `start` up to `stop`.
+
+    Raises:
+        UserError: if it is damaged, or has not so many.
+    """
+    found = start
+    for sample in itertools.islice(read_shard(path), start, stop):
+        yield sample
+        found += 1
+    if found < stop:
+        raise UserError(
+            f"--train_root: only {found} images in {path}, where "
+            f"sizes.json or an earlier count said at least {stop}"
+        )
+
+
 class ShardDataset(IterableDataset):
     """The pictures of an epoch, each with a hole, in an order of (seed, epoch).
 
@@ -222,15 +239,7 @@ class ShardDataset(IterableDataset):
         for i in np.random.default_rng([self.seed, self.epoch]).permutation(len(self.shards)):
             skipped, stop = (min(max(0, k - begin), self.counts[i]) for k in (first, last))
             if skipped < stop:
-                found = 0
-                for sample in itertools.islice(read_shard(self.shards[i]), skipped, stop):
-                    yield sample
-                    found += 1
-                if found < stop - skipped:
-                    raise UserError(
-                        f"--train_root: only {skipped + found} images in {self.shards[i]}, where "
-                        f"sizes.json or an earlier count said at least {stop}"
-                    )
+                yield from read_counted(self.shards[i], skipped, stop)
             begin += self.counts[i]
 
     def _first_readable(self, samples: list[Sample]) -> dict[str, Any]:

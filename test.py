@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from cli import OneLineParser, UserError
+from cli import OneLineParser, UserError, one_line
 from fill import FillSettings, open_single
 
 
@@ -151,7 +151,7 @@ def main(argv: list[str] | None = None) -> int:
 
         return run(args, job)
     except UserError as error:
-        print(f"test.py: error: {error}", file=sys.stderr)
+        print(f"test.py: error: {one_line(error)}", file=sys.stderr)
         return 2
 
 

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import preflight
-from cli import UserError
+from cli import UserError, one_line
 from config import Config, parse_config
 from dataset import get_dataloaders, report_unreadable, validation_loader
 from files import atomic_path, is_shards
@@ -56,10 +56,16 @@ class PeerLost(Exception):
 
 
 class StopSignal:
-    """Turns SIGINT and SIGTERM into a flag that the loop looks at after each step; a second ends at once."""
+    """Turns SIGINT and SIGTERM into a flag that the loop looks at after each step; a second ends at once.
+
+    Attributes:
+        received: the signal that this process got; written by the handler alone.
+        agreed: the one that all processes know of after the same step, and act on.
+    """
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self.agreed: int | None = None
         self.previous: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignal":
@@ -116,7 +122,7 @@ def train(config: Config) -> Path:
         Interrupted: after SIGINT or SIGTERM, once the state is saved.
         PeerLost: if another process of the run ended.
     """
-    with process_group() as (rank, num_processes), StopSignal() as stop:
+    with process_group(config.device) as (rank, num_processes), StopSignal() as stop:
         device = select_device(config.device)
         set_up_process(config.seed)
 
@@ -127,6 +133,7 @@ def train(config: Config) -> Path:
             run.load_state_dict(*found)
         elif config.init:
             run.begin_with(config.init)
+        run.expect_one_state()
         criterion = make_criterion(config).to(device)
         if config.use_lpips:  # find out now, not after an epoch, that its weights are missing
             probe = torch.zeros(1, 3, config.image_size, config.image_size, device=device)
@@ -190,23 +197,27 @@ def run_epochs(
         if present != (run.size, run.batch_size):
             train_loader, _ = make_loaders(run)
         train_epoch(run, network, criterion, train_loader, writer, stop, last_file)
-        if stop.received is None:
+        if stop.agreed is None:
             start = time.perf_counter()
+            if writer is not None and is_validated(run, len(train_loader)):
+                try_to_save(run.state_dict(), last_file)  # who stops us may not wait for the validation
             finish_epoch(run, len(train_loader), val_loader, writer, folder)
             if writer is not None:
-                if run.tracker.rows[-1].get("psnr", -math.inf) > run.best_psnr:
-                    run.best_psnr = run.tracker.rows[-1]["psnr"]
-                    try_to_save(run.state_dict(), best_file)
+                before, psnr = run.best_psnr, run.tracker.rows[-1].get("psnr", -math.inf)
+                if psnr > before:
+                    run.best_psnr = psnr
+                    if not try_to_save(run.state_dict(), best_file):
+                        run.best_psnr = before
                 if run.epoch % config.checkpoint_interval == 0:
                     try_to_save(
                         run.state_dict(), last_file.with_name(f"checkpoint_epoch_{run.epoch:04d}.pth")
                     )
                     keep_checkpoints(folder, config.keep_checkpoints)
             run.elapsed_s += time.perf_counter() - start
-            stop.received = run.agree(stop.received)  # the others wait here for the validation
+            stop.agreed = run.agree(stop.received)  # the others wait here for the validation
         if writer is not None:
             saved = try_to_save(run.state_dict(), last_file)
-        if stop.received is not None:
+        if stop.agreed is not None:
             break
     if writer is not None:
         writer.close()
@@ -214,10 +225,10 @@ def run_epochs(
         raise UserError(
             f"--save_dir: the end of the run could not be saved to {last_file}; make room, --resume auto"
         )
-    if stop.received is not None:
+    if stop.agreed is not None:
         if run.rank == 0:
             print(f"stopped after {run.step:,} steps; --resume auto goes on from here")
-        raise Interrupted(stop.received)
+        raise Interrupted(stop.agreed)
     if run.rank == 0:
         print(f"best PSNR in the hole: {run.best_psnr:.2f} dB, in {best_file}")
     return best_file
@@ -282,9 +293,9 @@ def train_epoch(
                 f"that is not finite: look at their batches in {spoilt_folder}, "
                 f"or try a lower --lr with --resume auto"
             )
-        stop.received = run.agree(stop.received)
+        stop.agreed = run.agree(stop.received)
         progress = run.progress(len(loader))
-        if stop.received is not None or progress >= 1:
+        if stop.agreed is not None or progress >= 1:
             break
         if config.max_minutes and config.stage_at(progress) != (run.size, run.batch_size):
             break
@@ -314,19 +325,24 @@ def log_step(
     writer.add_scalar("train/images_per_s", images_per_s, run.step)
 
 
+def is_validated(run: Run, batches: int) -> bool:
+    """Whether the epoch that ends, of so many batches, is validated: every n-th is, and the last."""
+    last = run.batch < batches or run.epoch + 1 == run.config.epochs or run.progress(batches) >= 1
+    return last or (run.epoch + 1) % run.config.val_interval == 0
+
+
 def finish_epoch(
     run: Run, batches: int, val_loader: DataLoader, writer: EventLog | None, folder: Path
 ) -> None:
     """Validate if it is time, and write the epoch's row, curves and pictures."""
-    config, sums = run.config, run.sums
+    sums = run.sums
+    validated = is_validated(run, batches)
     seconds, num_images = sums.pop("seconds", math.nan), sums.pop("images", math.nan)
     means = {name: value / num_images for name, value in sums.items()}
-    finished = run.batch < batches or run.epoch + 1 == config.epochs or run.progress(batches) >= 1
     run.epoch, run.batch, run.sums = run.epoch + 1, 0, {}
     if writer is None:
         return
 
-    validated = finished or run.epoch % config.val_interval == 0
     metrics, pictures = validate(run, val_loader) if validated else ({}, {})
     run.tracker.add(
         run.epoch,
@@ -405,7 +421,7 @@ def main(argv: list[str] | None = None, *, prog: str = "train.py", presets: bool
         else:
             train(config)
     except UserError as error:
-        print(f"{prog}: error: {error}", file=sys.stderr)
+        print(f"{prog}: error: {one_line(error)}", file=sys.stderr)
         return 2
     except PeerLost:
         message = "another process of the run ended; --resume auto goes on from the last checkpoint"

@@ -1,6 +1,7 @@
 """What several modules share: the user's errors, seeds, devices, the rim of a hole, grids, checkpoints."""
 
 import contextlib
+import datetime
 import hashlib
 import os
 import pickle
@@ -20,6 +21,7 @@ import torch.nn.functional as F
 from cli import UserError
 from files import atomic_path
 
+PATIENCE = datetime.timedelta(hours=6)  # of processes that wait for the first to validate or to decode
 CHECKPOINT_FORMAT = "msse-inpainting-1"
 # what torch.load raises on a file that is damaged, or that is not its own
 READ_ERRORS = (
@@ -55,16 +57,29 @@ def select_device(name: str) -> torch.device:
     return device
 
 
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether a device multiplies in bfloat16; of others, torch computes as if, and slowly."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # of torch 2.11 and later
+    return device.type == "cpu" and any(capabilities.get(f"{kind}bf16") for kind in ("avx512_", "amx_", ""))
+
+
 @contextlib.contextmanager
-def process_group() -> Iterator[tuple[int, int]]:
-    """Join the processes that `torchrun` started: (rank, number of processes); (0, 1) without it."""
+def process_group(device: str = "auto") -> Iterator[tuple[int, int]]:
+    """Join the processes that `torchrun` started: (rank, number of processes); (0, 1) without it.
+
+    Args:
+        device: as of `select_device`; processes with CUDA devices talk through nccl, others through gloo.
+    """
     num_processes = int(os.environ.get("WORLD_SIZE", "1"))
     if num_processes == 1:
         yield 0, 1
         return
-    if torch.cuda.is_available():
+    cuda = torch.cuda.is_available() and device.partition(":")[0] in ("auto", "cuda")
+    if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    torch.distributed.init_process_group("nccl" if cuda else "gloo", timeout=PATIENCE)
     try:
         yield torch.distributed.get_rank(), num_processes
     finally:

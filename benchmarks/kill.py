@@ -46,7 +46,7 @@ def temporaries(folder: Path) -> set[Path]:
 
 
 def kill_once(command: list[str], folder: Path, generator: random.Random, at_writing: bool) -> bool:
-    """Start or resume the run, let it save a few times, and kill it; returns whether it was writing then.
+    """Start or resume the run, let it save a few times, kill it; returns whether it was writing a checkpoint.
 
     Raises:
         RuntimeError: if the run came to its end before.
@@ -69,13 +69,13 @@ def kill_once(command: list[str], folder: Path, generator: random.Random, at_wri
         before = saved()
         wait_for(lambda before=before: saved() != before)  # type: ignore[misc]
     if at_writing:
-        wait_for(lambda: bool(temporaries(folder)))
+        wait_for(lambda: bool(temporaries(folder / "checkpoints")))
         time.sleep(generator.uniform(0, 0.002))
     else:
         time.sleep(generator.uniform(0, 1))
     process.kill()
     process.communicate()
-    return bool(temporaries(folder))
+    return bool(temporaries(folder / "checkpoints"))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -367,6 +367,11 @@ def test_a_lost_process_ends_the_others_and_the_run_resumes_with_another_number(
     assert lines == [
         "train.py: error: another process of the run ended; --resume auto goes on from the last checkpoint"
     ]
-    step = torch.load(last_file, weights_only=True)["counters"]["step"]
-    resumed = run_script("train.py", *ROOTS, *SMALL, *flags, "--max_minutes=0.001")
-    assert resumed.returncode == 0 and f"continuing after {step:,} steps" in resumed.stdout
+    before = torch.load(last_file, weights_only=True)["counters"]
+    flags[0] = f"--epochs={before['epoch'] + 2}"
+    resumed = run_script("train.py", *ROOTS, *SMALL, *flags)
+    assert resumed.returncode == 0 and f"continuing after {before['step']:,} steps" in resumed.stdout
+    after = torch.load(last_file, weights_only=True)["counters"]
+    # 100 images: 25 batches of each of two processes, 50 of one; what one batch of each had seen is not repeated
+    assert after["step"] == before["step"] + (50 - 2 * before["batch"]) + 50
+    assert after["images"] == before["images"] + (100 - 4 * before["batch"]) + 100

@@ -6,9 +6,10 @@ import pytest
 import torch
 from conftest import photograph
 from PIL import Image
+from torch.utils.data import DataLoader, Dataset
 
 import image_cache
-from cli import UserError
+from cli import UserError, one_line
 from dataset import (
     EpochSampler,
     InpaintingDataset,
@@ -212,3 +213,18 @@ def test_batches_do_not_depend_on_the_number_of_workers(folder: Path, num_worker
     reference = InpaintingDataset(str(folder), 32)
     order = EpochSampler(6, seed=42)
     assert torch.equal(images, torch.stack([reference[key]["image"] for key in order]))
+
+
+class Damaged(Dataset):
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> None:
+        raise UserError("--train_root: damaged.jpg")
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_an_error_in_a_loader_process_is_one_line_too(num_workers: int) -> None:
+    with pytest.raises(UserError) as error:
+        next(iter(DataLoader(Damaged(), num_workers=num_workers)))
+    assert one_line(error.value) == "--train_root: damaged.jpg"

@@ -2,6 +2,7 @@ import copy
 import csv
 import dataclasses
 import io
+import math
 import os
 import signal
 import threading
@@ -261,7 +262,13 @@ def test_a_run_begins_with_the_weights_of_another(config: Config, tmp_path: Path
         train(dataclasses.replace(begun, init="none.pth"))
 
 
-def test_mixed_precision_on_a_cpu_trains_as_single_precision_does(config: Config) -> None:
+def test_mixed_precision_on_a_cpu_trains_as_single_precision_does(
+    config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(run_module, "has_bfloat16", lambda _: False)
+    assert Run(dataclasses.replace(config, amp=True), torch.device("cpu")).amp_dtype is None
+    assert "note: --amp: no bfloat16 arithmetic on this cpu; going on in float32" in capsys.readouterr().err
+    monkeypatch.setattr(run_module, "has_bfloat16", lambda _: True)
     losses = []
     for amp in (False, True):
         torch.manual_seed(0)
@@ -275,6 +282,43 @@ def test_mixed_precision_on_a_cpu_trains_as_single_precision_does(config: Config
         assert all(parameter.dtype == torch.float32 for parameter in run.model.parameters())
     assert losses[1][-1] < losses[1][0]
     assert losses[1] == pytest.approx(losses[0], rel=0.02) and losses[1] != losses[0]
+
+
+def test_a_signal_while_processes_agree_is_not_lost(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = 0
+
+    def agree(self: Run, received: int | None) -> int | None:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return received  # as it was before
+
+    monkeypatch.setattr(Run, "agree", agree)
+    with pytest.raises(Interrupted):
+        train(config)
+    assert calls == 3
+
+
+def test_weights_alone_and_another_optimizer_are_refused(config: Config, tmp_path: Path) -> None:
+    state = load_checkpoint(train(dataclasses.replace(config, epochs=1)), "")
+    run = Run(dataclasses.replace(config, optimizer="muon"), torch.device("cpu"))
+    with pytest.raises(UserError, match="holds the state of --optimizer adamw, not muon"):
+        run.load_state_dict(state, tmp_path / "last.pth")
+    del state["model"]
+    with pytest.raises(UserError, match="holds weights alone; begin with them by --init"):
+        run.load_state_dict(state, tmp_path / "last.pth")
+
+
+def test_a_best_that_could_not_be_saved_is_not_the_best(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = train_module.try_to_save
+    monkeypatch.setattr(
+        train_module, "try_to_save", lambda state, path: path.name != "best_model.pth" and save(state, path)
+    )
+    train(dataclasses.replace(config, epochs=1))
+    assert state_of(Path(config.save_dir))["counters"]["best_psnr"] == -math.inf
 
 
 @pytest.mark.parametrize(("before", "after", "batch"), [(1, 2, 3), (2, 1, 14), (4, 3, 9)])
@@ -375,7 +419,7 @@ def test_a_full_disk_later_costs_no_earlier_checkpoint(
     def scarce(state: Any, path: Path) -> None:
         nonlocal count
         count += 1
-        if count > 2:  # the first epoch's best and last are whole
+        if count > 3:  # the first epoch's best and last are whole
             Path(path).write_bytes(b"half")
             raise OSError(28, "No space left on device")
         save(state, path)
