@@ -186,7 +186,7 @@ def test_a_run_saves_between_the_ends_of_epochs(config: Config, monkeypatch: pyt
 
     monkeypatch.setattr(train_module, "try_to_save", remember)
     train(dataclasses.replace(config, epochs=1, save_minutes=1e-9))
-    assert batches == [1, 2, 0]
+    assert batches == [1, 2, 3, 0]  # the third before the validation, the last after it
 
 
 def test_muon_takes_the_matrices_and_adamw_the_rest(config: Config) -> None:
