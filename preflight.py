@@ -111,7 +111,8 @@ def measure(config: Config) -> Cost:
     if device.type == "cuda":
         memory, kind = torch.cuda.max_memory_allocated(device), "of the device, allocated at once"
     else:
-        memory, kind = peak_resident() - before, "resident, beyond the program and its libraries"
+        memory = max(0, peak_resident() - before)  # the system counts pages roughly
+        kind = "resident, beyond the program and its libraries"
         kind += "" if before else " (not known on this system)"
     parameters = sum(parameter.numel() for parameter in run.model.parameters())
     return Cost(parameters, counter.get_total_flops() // 2, memory, kind, seconds, notes)

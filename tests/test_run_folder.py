@@ -152,7 +152,7 @@ def test_an_event_log_falls_silent_on_a_full_disk_and_begins_anew(
     log.add_scalar("loss", 1.0, 6)
     log.close()
     events = EventAccumulator(str(tmp_path)).Reload().Scalars("loss")
-    assert [event.step for event in events] == [1, 6]
+    assert sorted(event.step for event in events) == [1, 6]  # files of one second come in any order
 
 
 def test_what_a_run_can_do_without_is_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
