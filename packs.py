@@ -78,9 +78,11 @@ def make_pack(root: str, folder: Path, image_size: int, seed: int, max_images: i
         for i in tqdm(
             choose(len(paths), max_images, seed), desc="drawing", unit="image", leave=False, disable=None
         ):
+            image_sha256 = digest(paths[i].read_bytes())
             for j, (low, high) in enumerate(BUCKETS):
                 kind = list(KINDS)[(i + j) % len(KINDS)]
-                generator = np.random.default_rng([seed, zlib.crc32(names[i].encode()), j])
+                mask_seed = [seed, zlib.crc32(names[i].encode()), j]
+                generator = np.random.default_rng(mask_seed)
                 pixel = 1 / image_size**2  # to which coverage is met
                 mask = KINDS[kind](image_size, image_size, (low + pixel, high - pixel), generator)
                 label = bucket_of(float(mask.mean()))
@@ -90,13 +92,13 @@ def make_pack(root: str, folder: Path, image_size: int, seed: int, max_images: i
                 items.append(
                     {
                         "image": names[i],
-                        "image_sha256": digest(paths[i].read_bytes()),
+                        "image_sha256": image_sha256,
                         "mask": path.relative_to(folder).as_posix(),
                         "mask_sha256": digest(np.packbits(mask).tobytes()),
                         "bucket": label,
                         "kind": kind,
                         "ratio": float(mask.mean()),
-                        "seed": [seed, zlib.crc32(names[i].encode()), j],
+                        "seed": mask_seed,
                     }
                 )
         manifest = {"format": FORMAT, "image_size": image_size, "seed": seed, "items": items}
