@@ -5,14 +5,16 @@ from torch import nn
 
 
 class MultiScaleStructureEncoder(nn.Module):
-    """Structure confidence at every pixel, from features of the hole seen at several scales.
+    """Structure confidence at every pixel, from features of both sides of the mask seen at several scales.
 
-        S = σ( Σ_k f_k(X ⊙ M) )
+        S = σ( Σ_k f_k(X ⊙ M, X ⊙ (1 - M)) )
 
     README, "Multi-Scale Structure Encoder". X are features of the coarsely *completed* image: the
     partial convolutions of the encoder leave nothing under the hole, so that its own X ⊙ M would be
-    empty. Each f_k is a 1×1 reduction, a separable depthwise k×k convolution (k×1, then 1×k: 2k
-    products a pixel instead of k²), a ReLU, and a 1×1 projection to one channel.
+    empty. X ⊙ M alone would not do either: S is the bias of *keys*, those that count are known, and on
+    them it would be one constant beyond 7 pixels from the hole, which cancels in the softmax. Each f_k is
+    a 1×1 reduction with weights of its own for either side, a separable depthwise k×k convolution (k×1,
+    then 1×k: 2k products a pixel instead of k²), a ReLU, and a 1×1 projection to one channel.
 
     Args:
         in_channels: channels of X.
@@ -31,6 +33,7 @@ class MultiScaleStructureEncoder(nn.Module):
             raise ValueError(f"patch_sizes must be odd and positive, got {patch_sizes}")
         hidden = max(1, round(in_channels * hidden_ratio))
         self.reduce = nn.Conv2d(in_channels, hidden * len(patch_sizes), 1)  # every f_k's 1×1 in one
+        self.reduce_known = nn.Conv2d(in_channels, hidden * len(patch_sizes), 1, bias=False)
         self.scales = nn.ModuleList(
             nn.Sequential(
                 nn.Conv2d(hidden, hidden, (size, 1), padding=(size // 2, 0), groups=hidden, bias=False),
@@ -44,8 +47,10 @@ class MultiScaleStructureEncoder(nn.Module):
     def forward(self, features: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         kind = self.project.weight.dtype
         with torch.autocast(features.device.type, enabled=False):  # depthwise in bfloat16 crawls on CPUs
-            reduced = self.reduce(features.to(kind) * mask.to(kind)).chunk(len(self.scales), dim=1)
-            response = torch.cat([scale(x) for scale, x in zip(self.scales, reduced, strict=True)], dim=1)
+            features, mask = features.to(kind), mask.to(kind)
+            reduced = self.reduce(features * mask) + self.reduce_known(features * (1 - mask))
+            parts = zip(self.scales, reduced.chunk(len(self.scales), dim=1), strict=True)
+            response = torch.cat([scale(x) for scale, x in parts], dim=1)
             return torch.sigmoid(self.project(response))
 
 

@@ -11,22 +11,31 @@ def test_structure_is_a_confidence_at_every_pixel() -> None:
     assert S.min() >= 0 and S.max() <= 1 and S.std() > 0.01
 
 
-def test_structure_looks_at_the_hole_alone() -> None:
+def test_structure_tells_known_pixels_apart_far_from_the_hole() -> None:
     torch.manual_seed(0)
     encoder = MultiScaleStructureEncoder(in_channels=8)
-    mask = torch.zeros(1, 1, 32, 32)
-    mask[..., 10:20, 10:20] = 1
+    mask = torch.zeros(1, 1, 64, 64)
+    mask[..., :8, :8] = 1
+    S = encoder(10 * torch.randn(1, 8, 64, 64), mask)
+    assert S[..., 32:, 32:].std() > 0.01  # a constant would cancel in the softmax over known keys
+
+
+def test_structure_weighs_the_two_sides_of_the_mask_differently() -> None:
+    torch.manual_seed(0)
+    encoder = MultiScaleStructureEncoder(in_channels=8)
     x = torch.randn(1, 8, 32, 32)
-    outside = x + (1 - mask) * torch.randn_like(x)
-    assert torch.equal(encoder(x, mask), encoder(outside, mask))
-    assert not torch.equal(encoder(x, mask), encoder(x + mask, mask))
+    hole, known = torch.ones(1, 1, 32, 32), torch.zeros(1, 1, 32, 32)
+    assert not torch.allclose(encoder(x, hole), encoder(x, known), atol=1e-3)
+    with torch.no_grad():
+        encoder.reduce_known.weight.zero_()
+    assert torch.equal(encoder(x, known), encoder(torch.zeros_like(x), known))
 
 
 @pytest.mark.parametrize("size", [3, 7, 15])
 def test_each_scale_reaches_as_far_as_its_patch(size: int) -> None:
     torch.manual_seed(0)
-    encoder = MultiScaleStructureEncoder(in_channels=8, patch_sizes=(size,))
-    x = torch.randn(1, 8, 41, 41, requires_grad=True)
+    encoder = MultiScaleStructureEncoder(in_channels=32, patch_sizes=(size,))
+    x = torch.randn(1, 32, 41, 41, requires_grad=True)
     encoder(x, torch.ones(1, 1, 41, 41))[0, 0, 20, 20].backward()
     assert x.grad is not None
     reached = x.grad.abs().sum(dim=1)[0].nonzero()
