@@ -13,7 +13,7 @@ demo: .venv/installed  ## train, evaluate and inpaint on photographs that come w
 	    --save_dir $(RUN)/inpainted
 	@echo
 	@echo "checkpoint  $(RUN)/checkpoints/best_model.pth"
-	@echo "metrics     $(RUN)/metrics.csv (training), $(RUN)/evaluation/metrics.json (beside cv2.inpaint)"
+	@echo "metrics     $(RUN)/metrics.csv (training), $(RUN)/evaluation/report.md (beside cv2.inpaint)"
 	@echo "pictures    $(RUN)/visualizations/, $(RUN)/evaluation/test_results.png, $(RUN)/inpainted/astronaut.png"
 	@echo "curves      $(BIN)/tensorboard --logdir $(RUN)/logs"
 

@@ -1,9 +1,6 @@
 """What test.py does: score the completions of a folder beside classical methods, or fill files."""
 
 import argparse
-import csv
-import io
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,140 +8,22 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from cli import UserError
 from dataset import InpaintingDataset, report_unreadable
-from files import atomic_path
+from files import write_json
 from fill import Filled, FillSettings, Job, fill_folder, fill_job
+from floors import FLOORS
+from frechet import FrechetDistance
 from inference import WHOLE, Inpainter, load_network, to_tensor, to_unit
-from metrics import MetricsCalculator, lpips_score, mean_interval
-from models import InpaintingNetwork, attention_heatmaps
-from packs import PackDataset, bucket_of, make_pack
-from report import by_bucket, to_markdown
-from utils import comparison_grid, heatmap_grid, seed_everything, select_device, weights_digest
+from metrics import MetricsCalculator, lpips_score
+from models import InpaintingNetwork
+from packs import PackDataset, make_pack
+from scoring import ScoreSettings, save_attention, score_folder, summary_lines, versions
+from utils import comparison_grid, seed_everything, select_device, weights_digest
 
-MAX_ROWS = 16  # of test_results.png
 DEFAULT_SIZE = 256  # pixels, of a pack
-PROTOCOL = ("checkpoint", "weights_sha256", "images", "image_size", "masks", "seed")
-CLASSICAL_RADIUS = 3  # pixels
-FLOORS = {"telea": cv2.INPAINT_TELEA, "navier_stokes": cv2.INPAINT_NS}
-
-
-def classical(image: torch.Tensor, mask: torch.Tensor, method: int) -> torch.Tensor:
-    """Fill the hole by `cv2.inpaint` with one of its two methods: the floor that a network has to beat.
-
-    Shapes:
-        image (B, 3, H, W) in [0, 1]; mask (B, 1, H, W), 1 = missing. Returns (B, 3, H, W) in [0, 1].
-    """
-    filled = []
-    holes = mask[:, 0].cpu().numpy().astype(np.uint8)
-    for pixels, hole in zip(to_bytes(image * (1 - mask)), holes, strict=True):
-        filled.append(cv2.inpaint(np.ascontiguousarray(pixels), hole, CLASSICAL_RADIUS, method))
-    result = torch.from_numpy(np.stack(filled).astype(np.float32) / 255).permute(0, 3, 1, 2)
-    return torch.where(mask > 0, result.to(image.device), image)
-
-
-def to_bytes(image: torch.Tensor) -> np.ndarray:
-    """(B, 3, H, W) in [0, 1] to (B, H, W, 3) uint8, rounded."""
-    return (image.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-
-
-def write_png(pixels: np.ndarray, path: Path) -> None:
-    with atomic_path(path) as temporary:
-        Image.fromarray(pixels).save(temporary, format="PNG")
-
-
-@torch.no_grad()
-def score_folder(
-    network: InpaintingNetwork, loader: DataLoader, folder: Path, args: argparse.Namespace
-) -> None:
-    """Complete every image; write `outputs/`, both `metrics` and `test_results.png` to `folder`."""
-    from torchvision.utils import save_image  # slow to import
-
-    device = next(network.parameters()).device
-    lpips = {"use_lpips": args.use_lpips, "lpips_weights": args.lpips_weights or None}
-    calculators = {name: MetricsCalculator(**lpips) for name in ("output", "coarse", *FLOORS)}
-    rows: list[dict[str, Any]] = []
-    pictures: list[tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]] = []
-    for batch in tqdm(loader, desc="evaluating", unit="batch", disable=None):
-        image, mask = batch["image"].to(device), batch["mask"].to(device)
-        outputs = network(image, mask, return_attention=args.save_attention)
-        completions = {
-            "output": outputs["output"],
-            "coarse": torch.where(mask > 0, outputs["coarse"], image),
-            **{name: classical(image, mask, method) for name, method in FLOORS.items()},
-        }
-        scores = {name: calculators[name].update(each, image, mask) for name, each in completions.items()}
-        for i, (name, pixels) in enumerate(zip(batch["name"], to_bytes(outputs["output"]), strict=True)):
-            write_png(pixels, folder / "outputs" / f"{name}.png")
-            row = {"name": name, "hole_ratio": mask[i].mean().item()}
-            row["bucket"] = bucket_of(row["hole_ratio"])
-            row |= {metric: values[i] for metric, values in scores["output"].items()}
-            for other in ("coarse", *FLOORS):
-                row |= {f"{other}_{metric}": values[i] for metric, values in scores[other].items()}
-            row["gain"] = row["psnr"] - max(row[f"{floor}_psnr"] for floor in FLOORS)
-            rows.append(row)
-        if args.save_attention:
-            save_attention(network, image, mask, outputs, batch["name"], folder / "attention")
-        if len(pictures) * len(image) < MAX_ROWS:
-            pictures.append((image, mask, outputs))
-
-    gains = [row["gain"] for row in rows]
-    masks = args.mask_root or f"drawn, {args.mask_coverage[0]:g} to {args.mask_coverage[1]:g} missing"
-    if isinstance(loader.dataset, PackDataset):
-        masks = f"pack, sha256 {loader.dataset.digest}"
-    summary = {
-        "checkpoint": str(args.checkpoint),
-        "weights_sha256": weights_digest(network.state_dict()),
-        "images": len(rows),
-        "image_size": args.image_size,
-        "masks": masks,
-        "seed": args.seed,
-        **{name: calculator.compute() for name, calculator in calculators.items()},
-        "gain": float(np.mean(gains)),  # dB of PSNR over the better of the floors, image by image
-        "gain_interval": mean_interval(gains),
-    }
-    buckets = by_bucket(rows, tuple(calculators), tuple(FLOORS))
-    write_csv(rows, folder / "metrics.csv")
-    write_json(summary | {"buckets": buckets}, folder / "metrics.json")
-    protocol = {name: summary[name] for name in PROTOCOL}
-    write_text(to_markdown(protocol, buckets), folder / "report.md")
-    grids = [comparison_grid(*each) for each in pictures]
-    save_image(
-        torch.cat(grids, dim=1)[:, : MAX_ROWS * (args.image_size + 2) + 2], folder / "test_results.png"
-    )
-    print(f"{len(rows)} images of {args.image_size} px, masks {summary['masks']}")
-    print(f"{'':14}" + "".join(f"{metric:>14}" for metric in summary["output"]))
-    for name in calculators:
-        print(f"{name:14}" + "".join(f"{value:14.4f}" for value in summary[name].values()))
-    interval = summary["gain_interval"]
-    print(
-        f"PSNR over the better of cv2.inpaint's two methods: {summary['gain']:+.2f} dB"
-        + (f" (95 % interval {interval[0]:+.2f} to {interval[1]:+.2f})" if interval else "")
-    )
-    print(f"pictures, metrics.csv and metrics.json in {folder}")
-
-
-def save_attention(
-    network: InpaintingNetwork,
-    image: torch.Tensor,
-    mask: torch.Tensor,
-    outputs: dict[str, Any],
-    names: list[str],
-    folder: Path,
-) -> None:
-    """Write one picture an image: masked input, structure and the attention of the three stages."""
-    from torchvision.utils import save_image  # slow to import
-
-    heatmaps = attention_heatmaps(network, outputs, mask)
-    for i, name in enumerate(names):
-        path = folder / f"{name}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        each = {title: heat[i : i + 1] for title, heat in heatmaps.items()}
-        save_image(heatmap_grid(image[i : i + 1], mask[i : i + 1], each), path)
 
 
 def fill(
@@ -194,27 +73,10 @@ def describe(network: InpaintingNetwork, done: Filled, args: argparse.Namespace)
     mask = torch.from_numpy(small)[None, None].to(device)
     outputs = network(image, mask, return_attention=True)
     if args.save_attention:
-        names = [done.job.relative.with_suffix("").as_posix()]
-        save_attention(network, image, mask, outputs, names, folder / "attention")
+        name = done.job.relative.with_suffix("").as_posix()
+        save_attention(network, image, mask, outputs, name, folder / "attention")
     if truth is not None:
         save_image(comparison_grid(target, mask, outputs), folder / "test_results.png")
-
-
-def write_csv(rows: list[dict[str, Any]], path: Path) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(text.getvalue(), path)
-
-
-def write_text(text: str, path: Path) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_text(text)
-
-
-def write_json(content: dict[str, Any], path: Path) -> None:
-    write_text(json.dumps(content, indent=2) + "\n", path)
 
 
 def run(args: argparse.Namespace, job: Job | None = None) -> int:
@@ -243,10 +105,20 @@ def run(args: argparse.Namespace, job: Job | None = None) -> int:
         lpips_score(probe, probe, args.lpips_weights or None)
     if args.image_path:
         return fill(network, tuple(state["config"]["mask_coverage"]), args, job)
+    score(network, state, args)
+    return 0
+
+
+def score(network: InpaintingNetwork, state: dict[str, Any], args: argparse.Namespace) -> None:
+    """Score a folder of images as `test.py` was told; `state` is the checkpoint's."""
+    device = next(network.parameters()).device
+    against = load_network(args.against, device, "--against")[0] if args.against else None
+    frechet = FrechetDistance(args.fid_weights or None, device) if args.fid else None
     dataset: InpaintingDataset | PackDataset
     if args.pack:
         dataset = PackDataset(Path(args.pack), args.test_root, args.cache_dir)
         args.image_size = dataset.image_size
+        masks = f"pack, sha256 {dataset.digest}"
     else:
         args.image_size = args.image_size or state["config"]["image_size"]
         dataset = InpaintingDataset(
@@ -262,6 +134,26 @@ def run(args: argparse.Namespace, job: Job | None = None) -> int:
             flag="--test_root",
         )
         report_unreadable(dataset)
+        masks = args.mask_root or f"drawn, {args.mask_coverage[0]:g} to {args.mask_coverage[1]:g} missing"
+    protocol = {
+        "checkpoint": str(args.checkpoint),
+        "weights_sha256": weights_digest(network.state_dict()),
+        "image_size": args.image_size,
+        "masks": masks,
+        "seed": args.seed,
+        "versions": versions(),
+    }
+    if against is not None:
+        protocol |= {"against": args.against, "against_sha256": weights_digest(against.state_dict())}
+    settings = ScoreSettings(
+        floors=tuple(name for name in FLOORS if args.biharmonic or name != "biharmonic"),
+        use_lpips=args.use_lpips,
+        lpips_weights=args.lpips_weights or None,
+        paper=args.protocol == "paper",
+        save_attention=args.save_attention,
+    )
     loader = DataLoader(dataset, batch_size=args.batch_size, num_workers=args.num_workers)
-    score_folder(network, loader, Path(args.save_dir), args)
-    return 0
+    folder = Path(args.save_dir)
+    report = score_folder(network, loader, folder, protocol, settings, against, frechet)
+    print("\n".join(summary_lines(report)))
+    print(f"report.md, report.json, metrics.csv and pictures in {folder}")

@@ -1,9 +1,11 @@
 """Picture files in folders, and files that are written whole or not at all."""
 
 import contextlib
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from cli import UserError
 
@@ -52,3 +54,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_text(text: str, path: Path) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(text)
+
+
+def write_json(content: dict[str, Any], path: Path) -> None:
+    write_text(json.dumps(content, indent=2) + "\n", path)

@@ -1,12 +1,15 @@
 """Metrics of a completion, per image and over the hole alone; means are over images, never over batches."""
 
 import functools
+import math
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy import stats
 
 from cli import UserError
 from utils import boundary_band, load_trunk
@@ -24,8 +27,7 @@ def psnr(
         in dB, at most `MAX_PSNR`, which equal images and empty holes get.
     """
     mask = torch.ones_like(target[:, :1]) if mask is None else mask
-    squared = (pred.float() - target.float()).square() * mask
-    mse = squared.sum(dim=(1, 2, 3)) / (mask.sum(dim=(1, 2, 3)) * pred.shape[1]).clamp_min(1)
+    mse = _mean((exact(pred) - exact(target)).square(), mask)
     return (10 * torch.log10(data_range**2 / mse)).clamp_max(MAX_PSNR)
 
 
@@ -46,8 +48,42 @@ def boundary_psnr(
 def l1(pred: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
     """Mean absolute difference of each image over its hole, (B,) in [0, 1]; 0 for an empty hole."""
     mask = torch.ones_like(target[:, :1]) if mask is None else mask
-    difference = (pred.float() - target.float()).abs() * mask
-    return difference.sum(dim=(1, 2, 3)) / (mask.sum(dim=(1, 2, 3)) * pred.shape[1]).clamp_min(1)
+    return _mean((exact(pred) - exact(target)).abs(), mask)
+
+
+def seam_jump(pred: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """How much harder the step across the hole's edge is than in the truth, (B,) in [-1, 1].
+
+    The mean absolute difference of neighbours of which one is known and one missing (pairs in a row or a
+    column), of `pred` less that of `target`: 0 is as in the truth, a seam is above, and a completion that is
+    smoother at the edge than the truth is below. 0 for a hole without an edge.
+
+    Shapes:
+        pred, target (B, C, H, W); mask (B, 1, H, W), 1 = missing.
+    """
+    mask = exact(mask)
+    steps, pairs = [], []
+    for dim in (2, 3):
+        length = mask.shape[dim] - 1
+        pairs.append((mask.narrow(dim, 0, length) != mask.narrow(dim, 1, length)).flatten(1))
+        each = [
+            (image.narrow(dim, 0, length) - image.narrow(dim, 1, length)).abs().mean(dim=1)
+            for image in (exact(pred), exact(target))
+        ]
+        steps.append((each[0] - each[1]).flatten(1))
+    step, pair = torch.cat(steps, dim=1), torch.cat(pairs, dim=1)
+    return (step * pair).sum(dim=1) / pair.sum(dim=1).clamp_min(1)
+
+
+def exact(image: torch.Tensor) -> torch.Tensor:
+    """In float64, so that no mean depends on the order of its sum; on the CPU if the device has none."""
+    return image.to("cpu" if image.device.type == "mps" else image.device, torch.float64)
+
+
+def _mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """The mean of (B, C, H, W) over the mask of each image, (B,); 0 for an empty one."""
+    mask = mask.to(values)
+    return (values * mask).sum(dim=(1, 2, 3)) / (mask.sum(dim=(1, 2, 3)) * values.shape[1]).clamp_min(1)
 
 
 def ssim(
@@ -77,25 +113,27 @@ def _mean_ssim(similarity: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     region = torch.where(inner.sum(dim=(1, 2, 3), keepdim=True) > 0, inner, mask)
     count = region.sum(dim=(1, 2, 3)) * similarity.shape[1]
     mean = (similarity * region).sum(dim=(1, 2, 3)) / count.clamp_min(1)
-    return torch.where(count > 0, mean, 1.0).float()
+    return torch.where(count > 0, mean, 1.0)
 
 
 def _ssim_map(pred: torch.Tensor, target: torch.Tensor, data_range: float = 1.0) -> torch.Tensor:
     """SSIM at every pixel and channel in float64, the border reflected: (B, C, H, W)."""
-    device = pred.device if pred.device.type != "mps" else torch.device("cpu")  # which has no float64
-    x, y = (image.to(device).double() / data_range for image in (pred, target))
-    offsets = torch.arange(-5, 6, dtype=x.dtype, device=x.device)
+    x, y = exact(pred) / data_range, exact(target) / data_range
+    offsets = torch.arange(-5, 6, dtype=x.dtype)
     window = torch.exp(-(offsets**2) / (2 * 1.5**2))
     window = window / window.sum()
 
     def blur(image: torch.Tensor) -> torch.Tensor:
-        B, C, H, W = image.shape
-        image = image.reshape(B * C, 1, H, W)
         # reflection needs more than 5 pixels
-        image = F.pad(image, (5, 5, 5, 5), mode="reflect" if min(H, W) > 5 else "replicate")
-        return F.conv2d(F.conv2d(image, window.view(1, 1, 11, 1)), window.view(1, 1, 1, 11)).reshape(
-            B, C, H, W
-        )
+        mode = "reflect" if min(image.shape[-2:]) > 5 else "replicate"
+        image = F.pad(image, (5, 5, 5, 5), mode=mode)
+        for dim in (2, 3):  # shifted sums: float64 convolutions crawl on CPUs
+            length = image.shape[dim] - 10
+            total = image.narrow(dim, 0, length) * window[0]
+            for offset in range(1, 11):
+                total.add_(image.narrow(dim, offset, length), alpha=window[offset].item())
+            image = total
+        return image
 
     mean_x, mean_y = blur(x), blur(y)
     variance_x = blur(x * x) - mean_x**2
@@ -152,18 +190,59 @@ def lpips_score(pred: torch.Tensor, target: torch.Tensor, weights: str | None = 
 def mean_interval(
     values: Sequence[float], num_resamples: int = 10_000, seed: int = 0
 ) -> tuple[float, float] | None:
-    """The 95 % confidence interval of the mean of a sample: percentile bootstrap.
+    """The 95 % confidence interval of the mean of a sample: bootstrap, with expanded percentiles.
 
-    Efron, "Bootstrap Methods: Another Look at the Jackknife", 1979; of few values it is somewhat narrow.
-    None for fewer than two values.
+    Of n values the plain percentiles of the resampled means (Efron, "Bootstrap Methods: Another Look at the
+    Jackknife", 1979) are narrow by √((n-1)/n) and by the difference of Student's t and the normal
+    distribution; they are moved outwards by as much: Hesterberg, "What Teachers Should Know About the
+    Bootstrap", The American Statistician 2015, section 3.3. The order of the values does not matter.
+    None for fewer than two.
     """
-    sample = np.asarray(values, dtype=np.float64)
-    if sample.size < 2:
+    sample = np.sort(np.asarray(values, dtype=np.float64))
+    n = sample.size
+    if n < 2:
         return None
     generator = np.random.default_rng(seed)
-    chosen = generator.integers(sample.size, size=(num_resamples, sample.size))
-    low, high = np.quantile(sample[chosen].mean(axis=1), (0.025, 0.975))
+    means = sample[generator.integers(n, size=(num_resamples, n))].mean(axis=1)
+    tail = stats.norm.cdf(-math.sqrt(n / (n - 1)) * stats.t.ppf(0.975, n - 1))
+    low, high = np.quantile(means, (tail, 1 - tail))
     return float(low), float(high)
+
+
+HOLE_METRICS = ("psnr", "ssim", "l1")
+RIM_METRICS = ("boundary_psnr", "seam_jump")
+
+
+def all_metrics(
+    pred: torch.Tensor,
+    target: torch.Tensor,
+    mask: torch.Tensor,
+    *,
+    boundary_width: int = 5,
+    use_lpips: bool = False,
+    lpips_weights: str | None = None,
+) -> dict[str, torch.Tensor]:
+    """Every metric of composited images, by name, (B,) each; arguments as of the single functions."""
+    mask = mask.float()
+    similarity = _ssim_map(pred, target)
+    scores = {
+        "psnr": psnr(pred, target, mask),
+        "ssim": _mean_ssim(similarity, mask),
+        "boundary_psnr": boundary_psnr(pred, target, mask, boundary_width),
+        "seam_jump": seam_jump(pred, target, mask),
+        "l1": l1(pred, target, mask),
+        "psnr_full": psnr(pred, target),
+        "ssim_full": _mean_ssim(similarity, torch.ones_like(mask)),
+    }
+    if use_lpips:
+        scores["lpips"] = lpips_score(pred, target, lpips_weights)
+    return scores
+
+
+def counts(name: str, hole_ratio: float) -> bool:
+    """Whether a metric means something of an image with this missing share: of the hole it needs one, of the
+    rim one with an edge."""
+    return hole_ratio > 0 if name in HOLE_METRICS else name not in RIM_METRICS or 0 < hole_ratio < 1
 
 
 class MetricsCalculator:
@@ -178,50 +257,28 @@ class MetricsCalculator:
         lpips_weights: as of `lpips_score`.
     """
 
-    HOLE_METRICS = ("psnr", "ssim", "l1")
-
     def __init__(
         self, boundary_width: int = 5, use_lpips: bool = False, lpips_weights: str | None = None
     ) -> None:
-        self.boundary_width, self.use_lpips, self.lpips_weights = boundary_width, use_lpips, lpips_weights
+        self.settings: dict[str, Any] = {"boundary_width": boundary_width, "use_lpips": use_lpips}
+        self.settings["lpips_weights"] = lpips_weights
         self.values: dict[str, list[float]] = {}
-        self.counts: dict[str, list[bool]] = {}
+        self.ratios: list[float] = []
 
     def update(self, pred: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> dict[str, list[float]]:
         """Add a batch: pred, target (B, 3, H, W), mask (B, 1, H, W); returns its values by image."""
-        mask = mask.float()
-        similarity = _ssim_map(pred, target)
-        scores = {
-            "psnr": psnr(pred, target, mask),
-            "ssim": _mean_ssim(similarity, mask),
-            "boundary_psnr": boundary_psnr(pred, target, mask, self.boundary_width),
-            "l1": l1(pred, target, mask),
-            "psnr_full": psnr(pred, target),
-            "ssim_full": _mean_ssim(similarity, torch.ones_like(mask)),
-        }
-        if self.use_lpips:
-            scores["lpips"] = lpips_score(pred, target, self.lpips_weights)
-        has_hole = mask.amax(dim=(1, 2, 3)) > 0
-        has_rim = has_hole & (mask.amin(dim=(1, 2, 3)) < 1)
+        scores = all_metrics(pred, target, mask, **self.settings)
         batch = {name: values.tolist() for name, values in scores.items()}
         for name, values in batch.items():
-            counted = (
-                has_rim
-                if name == "boundary_psnr"
-                else has_hole
-                if name in self.HOLE_METRICS
-                else has_hole | True
-            )
             self.values.setdefault(name, []).extend(values)
-            self.counts.setdefault(name, []).extend(counted.tolist())
+        self.ratios += mask.float().mean(dim=(1, 2, 3)).tolist()
         return batch
 
     def compute(self) -> dict[str, float]:
         """The mean of every metric over the images so far; empty if there were none."""
         means = {}
         for name, values in self.values.items():
-            counted = [
-                value for value, counts in zip(values, self.counts[name], strict=True) if counts
-            ] or values
+            pairs = zip(values, self.ratios, strict=True)
+            counted = [value for value, ratio in pairs if counts(name, ratio)] or values
             means[name] = sum(counted) / len(counted)
         return means

@@ -121,8 +121,8 @@ class PackDataset(Dataset):
         image_size: pixels.
         digest: SHA-256 of the manifest.
 
-    Items are dicts of image (3, S, S) float32 in [0, 1], mask (1, S, S) float32, 1 = missing, and name,
-    which begins with the bucket.
+    Items are dicts of image (3, S, S) float32 in [0, 1], mask (1, S, S) float32, 1 = missing, name,
+    which begins with the bucket, and source, the name of the image.
 
     Raises:
         UserError: the manifest is missing or damaged; an image or a mask is missing or is another.
@@ -183,4 +183,5 @@ class PackDataset(Dataset):
             "image": torch.from_numpy(image.transpose(2, 0, 1).astype(np.float32) / 255),
             "mask": torch.from_numpy(self.read_mask(item)[None].astype(np.float32)),
             "name": f"{item['bucket'].removesuffix(' %')}/{item['image']}",
+            "source": item["image"],
         }

@@ -47,7 +47,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     folder.add_argument(
         "--max_images", type=int, default=0, metavar="IMAGES", help="at most so many; 0 for all"
     )
-    folder.add_argument("--batch_size", type=int, default=8, metavar="IMAGES", help="images a batch")
+    folder.add_argument(
+        "--batch_size", type=int, default=8, metavar="IMAGES", help="images the loader reads at once"
+    )
     folder.add_argument("--num_workers", type=int, default=0, metavar="N", help="loader processes")
     folder.add_argument("--seed", type=int, default=42, metavar="N", help="of the drawn masks")
     folder.add_argument(
@@ -57,6 +59,19 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         help="draw a pack of masks for the images, and no more",
     )
     folder.add_argument("--pack", default="", metavar="DIR", help="masks of a pack instead of drawn ones")
+    folder.add_argument(
+        "--protocol", choices=("default", "paper"), default="default",
+        help="paper adds the variants of PSNR, SSIM and L1 that published tables hold",
+    )  # fmt: skip
+    folder.add_argument(
+        "--biharmonic", action="store_true", help="add scikit-image's biharmonic completion to the floors"
+    )
+    folder.add_argument(
+        "--against", default="", metavar="FILE", help="another checkpoint, scored on the same holes"
+    )
+    folder.add_argument("--fid", action="store_true",
+                        help="add the Fréchet distance (needs torchmetrics and torch-fidelity)")  # fmt: skip
+    folder.add_argument("--fid_weights", default="", metavar="FILE", help="InceptionV3's, of torch-fidelity")
     folder.add_argument("--cache_dir", default="", metavar="DIR", help="where decoded images are kept")
 
     single = parser.add_argument_group("fill one image, or all in a folder")

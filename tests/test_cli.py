@@ -19,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import test as evaluation
 import train
+from floors import CLASSICAL
 
 SMALL = ["--base_channels=4", "--bottleneck_depth=1", "--image_size=32", "--num_workers=0", "--device=cpu"]
 
@@ -110,22 +111,81 @@ def test_a_folder_is_scored(
     rows = read_csv(save / "metrics.csv")
     assert {row["name"] for row in rows} == names
     assert all(0.08 <= float(row["hole_ratio"]) <= 0.42 for row in rows)
-    summary = json.loads((save / "metrics.json").read_text())
-    assert summary["images"] == 6 and summary["image_size"] == 32
-    assert summary["output"]["psnr"] == pytest.approx(np.mean([float(row["psnr"]) for row in rows]), abs=1e-6)
-    assert summary["telea"]["psnr"] == pytest.approx(
-        np.mean([float(row["telea_psnr"]) for row in rows]), abs=1e-6
-    )
+    report = json.loads((save / "report.json").read_text())
+    assert report["images"] == report["holes"] == 6 and report["protocol"]["image_size"] == 32
+    for method, column in (("output", "psnr"), ("telea", "telea_psnr"), ("push_pull", "push_pull_psnr")):
+        mean = np.mean([float(row[column]) for row in rows])
+        assert report[method]["psnr"] == pytest.approx(mean, abs=1e-9)
     with Image.open(save / "test_results.png") as results:
         assert results.width == 6 * 34 + 2
-    gains = [float(r["psnr"]) - max(float(r["telea_psnr"]), float(r["navier_stokes_psnr"])) for r in rows]
-    assert summary["gain"] == pytest.approx(np.mean(gains), abs=1e-6)
-    assert summary["gain_interval"][0] <= summary["gain"] <= summary["gain_interval"][1]
+    for name, floors in (("gain_opencv", CLASSICAL), ("gain", ("mean_fill", "push_pull", *CLASSICAL))):
+        gains = [float(r["psnr"]) - max(float(r[f"{floor}_psnr"]) for floor in floors) for r in rows]
+        assert report[name]["mean"] == pytest.approx(np.mean(gains), abs=1e-9)
+        low, high = report[name]["interval"]
+        assert low <= report[name]["mean"] <= high
     assert "navier_stokes" in capsys.readouterr().out
-    # the same masks and scores whatever the batches
-    assert evaluation.main([*argv[:-1], str(tmp_path / "again"), "--batch_size=1"]) == 0
-    again = json.loads((tmp_path / "again" / "metrics.json").read_text())
-    assert again["output"] == pytest.approx(summary["output"], abs=1e-5)
+    assert "| all | 6 |" in (save / "report.md").read_text()
+
+
+def test_scores_do_not_depend_on_batches_workers_or_the_order_of_files(
+    checkpoint: Path, folder: Path, tmp_path: Path
+) -> None:
+    def scores(root: Path, *flags: str) -> dict[str, dict[str, float]]:
+        save = tmp_path / "-".join(["results", *flags])
+        argv = [f"--checkpoint={checkpoint}", f"--test_root={root}", f"--save_dir={save}", *flags]
+        assert evaluation.main([*argv, "--image_size=48", f"--cache_dir={save / 'cache'}"]) == 0
+        rows = read_csv(save / "metrics.csv")
+        return {
+            row["name"]: {k: float(v) for k, v in row.items() if k not in ("name", "bucket")} for row in rows
+        }
+
+    expected = scores(folder, "--batch_size=1")
+    assert scores(folder, "--batch_size=4") == expected
+    assert scores(folder, "--batch_size=3", "--num_workers=2") == expected
+    files = sorted(folder.iterdir(), reverse=True)
+    backwards = tmp_path / "backwards"
+    for i, path in enumerate(files):  # the folders' names turn the order around, and the masks follow names
+        (backwards / f"{i}").mkdir(parents=True)
+        path.rename(backwards / f"{i}" / path.name)
+    turned = scores(backwards, "--batch_size=2", f"--mask_root={_masks(tmp_path)}")
+    for path in backwards.rglob("*.png"):
+        path.rename(folder / path.name)
+    straight = scores(folder, "--batch_size=5", f"--mask_root={tmp_path / 'same'}")
+    assert {name.rpartition("/")[2]: row for name, row in turned.items()} == straight
+
+
+def _masks(tmp_path: Path) -> Path:
+    """One mask for each picture of `folder`, by name."""
+    (tmp_path / "same").mkdir()
+    for i in range(6):
+        hole = np.zeros((48, 48), np.uint8)
+        hole[4 + i : 30, 10 : 30 + i] = 255
+        Image.fromarray(hole).save(tmp_path / "same" / f"picture{i}.png")
+    return tmp_path / "same"
+
+
+def test_another_checkpoint_the_papers_variants_and_the_slow_floor_are_scored(
+    checkpoint: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    argv = [f"--checkpoint={checkpoint}", f"--test_root={folder}", f"--save_dir={tmp_path}"]
+    argv += ["--against=default", "--protocol=paper", "--biharmonic", "--max_images=2"]
+    assert evaluation.main(argv) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    rows = read_csv(tmp_path / "metrics.csv")
+    assert report["gain_against"]["mean"] == pytest.approx(
+        np.mean([float(row["psnr"]) - float(row["against_psnr"]) for row in rows]), abs=1e-9
+    )
+    assert report["protocol"]["against"] == "default" and len(report["protocol"]["against_sha256"]) == 64
+    assert report["biharmonic"]["psnr"] > 5 and "biharmonic" in report["gain"]["over"]
+    for name in ("ssim_grey_51", "ssim_8bit", "psnr_uncomposited"):
+        assert np.isfinite(report["output"][name])
+    # a composited picture is better than the network's own, of which the known part counts too
+    assert report["output"]["psnr_uncomposited"] < report["output"]["psnr_full"]
+    assert report["telea"]["psnr_uncomposited"] == report["telea"]["psnr_full"]
+    capsys.readouterr()
+    assert evaluation.main([*argv, "--fid", f"--fid_weights={tmp_path / 'none.pth'}"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("test.py: error: --fid: ") and "none.pth" in error and error.count("\n") == 1
 
 
 def test_masks_of_a_folder_are_used(checkpoint: Path, folder: Path, tmp_path: Path) -> None:
@@ -268,7 +328,7 @@ def test_lpips_is_scored_with_a_local_file(checkpoint: Path, tmp_path: Path) -> 
     argv = ["--checkpoint", str(checkpoint), "--test_root=sample", "--max_images=2", "--image_size=64"]
     argv += ["--use_lpips", f"--lpips_weights={weights}", f"--save_dir={tmp_path}"]
     assert evaluation.main(argv) == 0
-    summary = json.loads((tmp_path / "metrics.json").read_text())
+    summary = json.loads((tmp_path / "report.json").read_text())
     assert summary["output"]["lpips"] > 0 and summary["telea"]["lpips"] > 0
 
 

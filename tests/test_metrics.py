@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from metrics import (
     lpips_score,
     mean_interval,
     psnr,
+    seam_jump,
     ssim,
 )
 
@@ -176,17 +179,46 @@ def test_lpips_of_tiny_images_is_refused() -> None:
         lpips_score(x, x)
 
 
-def test_the_interval_holds_the_true_mean_in_95_of_100_samples() -> None:
+@pytest.mark.parametrize(("count", "draw"), [
+    (12, lambda generator, shape: generator.normal(1, 2, shape)),
+    (100, lambda generator, shape: generator.normal(1, 2, shape)),
+    (100, lambda generator, shape: generator.gamma(2, 1, shape) - 1),  # skewed, as gains are
+])  # fmt: skip
+def test_the_interval_of_a_paired_gain_covers_it_in_95_of_100_simulations(
+    count: int, draw: Callable[[np.random.Generator, tuple[int, int]], np.ndarray]
+) -> None:
     generator = np.random.default_rng(0)
-    samples = generator.gamma(4, 0.25, size=(2000, 60))  # skewed, of mean 1
-
-    def interval(sample: np.ndarray) -> tuple[float, float]:
-        bounds = mean_interval(sample, 800)  # type: ignore[arg-type]
-        assert bounds is not None
-        return bounds
-
-    hits = [low <= 1 <= high for low, high in map(interval, samples)]
+    floors = generator.normal(18, 3, (2000, count))  # dB, of holes as different as holes are
+    outputs = floors + draw(generator, (2000, count))  # a gain of 1 dB
+    hits = []
+    for seed, gains in enumerate(outputs - floors):
+        interval = mean_interval(gains.tolist(), num_resamples=800, seed=seed)
+        assert interval is not None
+        hits.append(interval[0] <= 1 <= interval[1])
     assert 0.93 <= np.mean(hits) <= 0.97
+
+
+def test_the_interval_does_not_depend_on_the_order_of_the_images() -> None:
+    gains = np.random.default_rng(0).normal(1, 2, 50).tolist()
+    assert mean_interval(gains) == mean_interval(gains[::-1])
+
+
+def test_the_seam_jump_is_the_steps_excess_over_the_truth() -> None:
+    target = torch.zeros(1, 3, 4, 4)
+    target[..., 2:] = 0.5  # an edge of the truth
+    mask = torch.zeros(1, 1, 4, 4)
+    mask[..., 2:] = 1  # the hole begins there
+    assert seam_jump(target, target, mask).item() == 0
+    higher = torch.where(mask > 0, target + 0.25, target)
+    assert seam_jump(higher, target, mask).item() == pytest.approx(0.25)
+    smooth = torch.where(mask > 0, 0.0, target)
+    assert seam_jump(smooth, target, mask).item() == pytest.approx(-0.5)
+    mask = torch.zeros(1, 1, 4, 4)
+    mask[..., 1, 1] = 1  # four pairs: in two rows and two columns
+    dot = torch.where(mask > 0, 1.0, torch.zeros(1, 3, 4, 4))
+    assert seam_jump(dot, torch.zeros_like(dot), mask).item() == pytest.approx(1)
+    for empty in (torch.zeros_like(mask), torch.ones_like(mask)):
+        assert seam_jump(dot, target, empty).item() == 0
 
 
 def test_the_interval_of_one_value_is_unknown_and_of_equal_values_is_that_value() -> None:

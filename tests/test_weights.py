@@ -47,12 +47,12 @@ def checkpoint(tmp_path: Path) -> Path:
 def test_packed_weights_complete_a_picture_like_the_checkpoint(
     pack: ModuleType, checkpoint: Path, tmp_path: Path
 ) -> None:
-    report, packed = tmp_path / "metrics.json", tmp_path / "packed.pth"
-    report.write_text(json.dumps({"images": 7}))
+    report, packed = tmp_path / "report.json", tmp_path / "packed.pth"
+    report.write_text(json.dumps({"images": 7, "protocol": {"checkpoint": "/home/someone/x.pth"}}))
     arguments = [str(checkpoint), str(packed), "--data", "seven pictures", "--metrics", str(report)]
     assert pack.main(arguments) == 0
     state = load_checkpoint(packed, "--checkpoint")
-    assert state["data"] == "seven pictures" and state["metrics"] == [{"images": 7}]
+    assert state["data"] == "seven pictures" and state["metrics"] == [{"images": 7, "protocol": {}}]
     assert state["config"] == {"lr": 0.1}  # nobody's folders
     assert all(value.dtype == torch.float16 for value in state["ema"].values())
     assert packed.stat().st_size < 0.7 * checkpoint.stat().st_size

@@ -26,7 +26,8 @@ def pack(checkpoint: Path, data: str, reports: list[Path]) -> dict:
         raise UserError(f"CHECKPOINT: {broken[0]} does not fit half precision")
     try:
         metrics = [json.loads(path.read_text()) for path in reports]
-        metrics = [{name: value for name, value in each.items() if name != "checkpoint"} for each in metrics]
+        for each in metrics:
+            each.get("protocol", {}).pop("checkpoint", None)  # nobody's folders
     except (OSError, ValueError) as error:
         raise UserError(f"--metrics: {error}") from None
     counters = {name: state["counters"][name] for name in ("epoch", "step", "images", "elapsed_s")}

@@ -1,0 +1,64 @@
+"""Scores as papers computed them, each under a name that says what it is; ours are in metrics.py."""
+
+import numpy as np
+import torch
+from skimage.color import rgb2gray
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+import metrics
+
+WINDOW = 51  # pixels a side, of the grey SSIM
+
+
+def paper_scores(output: torch.Tensor, raw: torch.Tensor | None, target: torch.Tensor) -> dict[str, float]:
+    """The variants of PSNR, SSIM and L1 that published tables hold, of one image, over all its pixels.
+
+    Over the whole image known pixels count as perfectly completed, so that values rise with every pixel
+    that is *not* missing; papers compare at equal masks only.
+
+    Args:
+        output: composited.
+        raw: the network's own picture, which papers that do not composite score; None if it is not at hand.
+
+    Shapes:
+        (1, 3, H, W) in [0, 1].
+
+    Returns:
+        `psnr_grey`, `ssim_grey_51`, `relative_mae`: EdgeConnect's (Nazeri et al., ICCV Workshops 2019): grey
+            images; SSIM of a uniform window of 51×51 pixels (as much as fits); Σ|a - b| / Σ(a + b).
+        `psnr_8bit`, `ssim_8bit`: scikit-image's defaults on 8-bit colour: a uniform window of 7×7.
+        `l1_full`: mean absolute difference (papers print it in per cent).
+        `psnr_uncomposited`, `ssim_uncomposited`, `l1_uncomposited`: of `raw`, by metrics.py, if there is one.
+    """
+    pred, truth = (image[0].permute(1, 2, 0).double().cpu().numpy() for image in (output, target))
+    grey, grey_truth = rgb2gray(pred), rgb2gray(truth)
+    bytes_, bytes_truth = ((image * 255).round().astype(np.uint8) for image in (pred, truth))
+    scores = {
+        "psnr_grey": psnr(grey_truth, grey, 1),
+        "ssim_grey_51": structural_similarity(
+            grey_truth, grey, win_size=fitting(WINDOW, grey.shape), data_range=1
+        ),
+        "relative_mae": float(np.abs(grey - grey_truth).sum() / max((grey + grey_truth).sum(), 1e-12)),
+        "psnr_8bit": psnr(bytes_truth, bytes_, 255),
+        "ssim_8bit": structural_similarity(
+            bytes_truth, bytes_, win_size=fitting(7, grey.shape), channel_axis=2, data_range=255
+        ),
+        "l1_full": metrics.l1(output, target).item(),
+    }
+    if raw is not None:
+        for name, metric in (("psnr", metrics.psnr), ("ssim", metrics.ssim), ("l1", metrics.l1)):
+            scores[f"{name}_uncomposited"] = metric(raw, target).item()
+    return scores
+
+
+def psnr(truth: np.ndarray, pred: np.ndarray, data_range: float) -> float:
+    """scikit-image's, capped as ours is: equal images have no error to divide by."""
+    if np.array_equal(truth, pred):
+        return metrics.MAX_PSNR
+    return min(metrics.MAX_PSNR, float(peak_signal_noise_ratio(truth, pred, data_range=data_range)))
+
+
+def fitting(window: int, shape: tuple[int, ...]) -> int:
+    """The largest odd window up to `window` that fits into an image."""
+    side = min(window, *shape[:2])
+    return side - 1 + side % 2

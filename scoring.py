@@ -1,0 +1,178 @@
+"""Score the completions of a folder beside what needs no learning; write pictures and the report."""
+
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from files import atomic_path, write_json, write_text
+from floors import FLOORS
+from frechet import FrechetDistance
+from metrics import all_metrics
+from models import InpaintingNetwork, attention_heatmaps
+from packs import bucket_of
+from paper_metrics import paper_scores
+from report import Scored, make_report, signed, to_csv, to_markdown
+from utils import comparison_grid, heatmap_grid
+
+MAX_ROWS = 16  # of test_results.png
+
+
+@dataclass(frozen=True)
+class ScoreSettings:
+    """What is measured, besides what always is, and drawn.
+
+    Attributes:
+        floors: names out of `FLOORS`.
+        use_lpips, lpips_weights: as of `lpips_score`.
+        paper: add the variants that papers used.
+        save_attention: draw structure and attention of every image.
+    """
+
+    floors: tuple[str, ...]
+    use_lpips: bool = False
+    lpips_weights: str | None = None
+    paper: bool = False
+    save_attention: bool = False
+
+
+@torch.no_grad()
+def score_folder(
+    network: InpaintingNetwork,
+    loader: DataLoader,
+    folder: Path,
+    protocol: dict[str, Any],
+    settings: ScoreSettings,
+    against: InpaintingNetwork | None = None,
+    frechet: FrechetDistance | None = None,
+) -> dict[str, Any]:
+    """Complete every image; write `outputs/`, the report, `metrics.csv` and pictures to `folder`.
+
+    Images go through the network one by one, so that no score depends on the batches.
+
+    Args:
+        protocol: what the report says of how it was made.
+        against: another network, scored on the same holes.
+
+    Returns:
+        What report.json holds.
+    """
+    from torchvision.utils import save_image  # slow to import
+
+    holes: list[Scored] = []
+    grids: list[torch.Tensor] = []
+    for name, source, image, mask in items(loader, next(network.parameters()).device):
+        outputs = network(image, mask, return_attention=settings.save_attention)
+        completions = {"output": outputs["output"]}
+        if "coarse" in outputs:
+            completions["coarse"] = torch.where(mask > 0, outputs["coarse"], image)
+        if against is not None:
+            completions["against"] = against(image, mask)["output"]
+        completions |= {floor: FLOORS[floor](image, mask) for floor in settings.floors}
+        raw = {"output": outputs.get("refined")}  # of the others, what is composited is all there is
+        scores = {
+            method: score(each, raw.get(method, each), image, mask, settings)
+            for method, each in completions.items()
+        }
+        ratio = mask.double().mean().item()
+        holes.append(Scored(name, source, bucket_of(ratio), ratio, scores))
+        write_png(to_bytes(outputs["output"])[0], folder / "outputs" / f"{name}.png")
+        if settings.save_attention:
+            save_attention(network, image, mask, outputs, name, folder / "attention")
+        if frechet is not None:
+            frechet.update(outputs["output"], image)
+        if len(grids) < MAX_ROWS and "coarse" in outputs:
+            grids.append(comparison_grid(image, mask, outputs))
+
+    distance = {} if frechet is None else {"frechet_distance": frechet.compute()}
+    report = make_report(protocol | {"images": len({hole.source for hole in holes})}, holes, **distance)
+    write_text(to_csv(holes), folder / "metrics.csv")
+    write_json(report, folder / "report.json")
+    write_text(to_markdown(report), folder / "report.md")
+    if grids:
+        save_image(torch.cat(grids, dim=1), folder / "test_results.png")
+    return report
+
+
+def items(loader: DataLoader, device: torch.device) -> Iterator[tuple[str, str, torch.Tensor, torch.Tensor]]:
+    """Name, name of the source, image (1, 3, H, W) and mask (1, 1, H, W), one by one."""
+    bar = tqdm(total=len(loader.dataset), desc="evaluating", unit="image", disable=None)  # type: ignore[arg-type]
+    for batch in loader:
+        sources = batch.get("source", batch["name"])
+        for i, (name, source) in enumerate(zip(batch["name"], sources, strict=True)):
+            yield name, source, batch["image"][i : i + 1].to(device), batch["mask"][i : i + 1].to(device)
+            bar.update()
+    bar.close()
+
+
+def score(
+    pred: torch.Tensor,
+    raw: torch.Tensor | None,
+    target: torch.Tensor,
+    mask: torch.Tensor,
+    settings: ScoreSettings,
+) -> dict[str, float]:
+    """All metrics of one completion; `raw` is the network's own picture, if it gives it."""
+    values = all_metrics(
+        pred, target, mask, use_lpips=settings.use_lpips, lpips_weights=settings.lpips_weights
+    )
+    scores = {name: value.item() for name, value in values.items()}
+    return scores | (paper_scores(pred, raw, target) if settings.paper else {})
+
+
+def versions() -> str:
+    """What computed the scores."""
+    return f"Python {platform.python_version()}, torch {torch.__version__}, OpenCV {cv2.__version__}"
+
+
+def summary_lines(report: dict[str, Any]) -> list[str]:
+    """What a report says in a few lines, for the terminal."""
+    methods = [name for name in report if isinstance(report[name], dict) and "psnr" in report[name]]
+    names = list(report["output"])
+    lines = [f"{report['holes']} holes in {report['images']} images, masks: {report['protocol']['masks']}"]
+    lines.append(f"{'':14}" + "".join(f"{name:>15}" for name in names))
+    for method in methods:
+        cells = (report[method].get(name) for name in names)
+        lines.append(f"{method:14}" + "".join(" " * 15 if x is None else f"{x:15.4f}" for x in cells))
+    titles = {"gain": "the best floor", "gain_opencv": "the better of cv2.inpaint's two methods"}
+    titles |= {"gain_against": "the other checkpoint"}
+    lines += [
+        f"PSNR over {title}, hole by hole: {signed(report[key])} dB (95 %)"
+        for key, title in titles.items()
+        if key in report
+    ]
+    return lines
+
+
+def to_bytes(image: torch.Tensor) -> np.ndarray:
+    """(B, 3, H, W) in [0, 1] to (B, H, W, 3) uint8, rounded."""
+    return (image.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+
+
+def write_png(pixels: np.ndarray, path: Path) -> None:
+    with atomic_path(path) as temporary:
+        Image.fromarray(pixels).save(temporary, format="PNG")
+
+
+def save_attention(
+    network: InpaintingNetwork,
+    image: torch.Tensor,
+    mask: torch.Tensor,
+    outputs: dict[str, Any],
+    name: str,
+    folder: Path,
+) -> None:
+    """Write one picture: masked input, structure and the attention of the three stages."""
+    from torchvision.utils import save_image  # slow to import
+
+    path = folder / f"{name}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_image(heatmap_grid(image, mask, attention_heatmaps(network, outputs, mask)), path)
