@@ -20,7 +20,7 @@ EDGES = {
     "data_scan": {"cli", "dataset", "files", "image_cache", "shards"},
     "pictures": {"cli", "files"},
     "masks": {"cli", "pictures"},
-    "metric_tracker": {"files"},
+    "metric_tracker": {"cli", "files"},
     "utils": {"cli", "files"},
     "losses": {"utils"},
     "metrics": {"cli", "utils"},
