@@ -52,7 +52,9 @@ def entry(i: int, gain: float, *, name: str = "", against: float | None = None) 
     second = None
     if against is not None:
         filled = np.where(mask[:, :, None], np.uint8(200), truth)
-        second = Against({**scores, "gain": against, "psnr": 20 + against}, {"output": filled})
+        second = Against(
+            {**scores, "gain": against, "psnr": 20 + against}, {"output": filled, "structure": viridis(mask)}
+        )
     return Entry(name or f"folder/picture{i}", BUCKETS[i % 3], scores, mask, pictures, second)
 
 
@@ -167,7 +169,7 @@ def test_two_checkpoints_are_compared_hole_by_hole(tmp_path: Path) -> None:
     assert [each["against"]["psnr"] for each in data["entries"]] == [23.0, 19.0]
     assert "difference" in [each["key"] for each in data["metrics"]]
     ours, theirs = read(page, "pictures-0")
-    assert set(theirs) == {"output", "error"} and theirs["error"] != ours["error"]
+    assert set(theirs) == {"output", "structure", "error"} and theirs["error"] != ours["error"]
     hole = decode(theirs["output"])[9:15, 12:20]
     assert np.abs(hole.astype(int) - 200).max() < 12
 
@@ -198,9 +200,11 @@ def test_scores_without_a_description_are_shown_by_their_names(tmp_path: Path) -
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    executable = shutil.which("chromium")
+    executable = next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
     if executable is None:
-        pytest.skip("there is no chromium on this machine")
+        pytest.skip("there is no Chromium on this machine")
     with playwright.sync_playwright() as running:
         started = running.chromium.launch(executable_path=executable, args=FLAGS)
         yield started
@@ -312,10 +316,11 @@ def test_a_small_picture_takes_the_place_on_the_right(visit: Callable[..., Any],
     assert (shown(".under"), shown(".over")) == (pictures["input"], pictures["output"])
     labels = card.locator(".thumbs button").all_text_contents()
     assert labels == ["input", "output", "truth", "error", "coarse", "stage 1", "telea"]
-    card.get_by_role("button", name="error").focus()
-    page.keyboard.press("Enter")
+    card.get_by_role("radio", name="truth").click()
+    assert shown(".over") == pictures["truth"]
+    page.keyboard.press("ArrowRight")
     assert shown(".over") == pictures["error"]
-    assert card.locator("[aria-pressed=true]").all_text_contents() == ["error"]
+    assert card.get_by_role("radio", checked=True).all_text_contents() == ["error"]
     assert card.locator(".scale").get_attribute("data-high").endswith(f"{MAX_ERROR:g}")
     page.locator("#right").select_option("telea")
     page.locator("#left").select_option("truth")
@@ -360,6 +365,9 @@ def test_two_checkpoints_stand_side_by_side(visit: Callable[..., Any], tmp_path:
     assert card.locator(".under").first.get_attribute("src") == theirs["output"]
     page.locator("#right").select_option("coarse")  # which the second has not
     assert card.locator(".none:visible").all_text_contents() == ["no coarse"]
+    page.locator("#right").select_option("structure")  # which the first has not
+    assert card.locator(".none:visible").all_text_contents() == ["no S"]
+    assert card.locator(".over:visible").get_attribute("src") == theirs["structure"]
     card.get_by_role("slider").first.press("End")
     assert [card.get_by_role("slider").nth(i).input_value() for i in (0, 1)] == ["100", "100"]
 
