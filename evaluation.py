@@ -151,6 +151,7 @@ def score(network: InpaintingNetwork, state: dict[str, Any], args: argparse.Name
         lpips_weights=args.lpips_weights or None,
         paper=args.protocol == "paper",
         save_attention=args.save_attention,
+        gallery=args.gallery,
     )
     loader = DataLoader(dataset, batch_size=args.batch_size, num_workers=args.num_workers)
     folder = Path(args.save_dir)

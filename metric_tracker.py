@@ -31,7 +31,7 @@ LABELS = {
 HIGHER_IS_BETTER = ("psnr", "ssim", "boundary_psnr", "psnr_full", "ssim_full")
 X_LABELS = {"epoch": "epoch", "step": "optimizer steps", "images": "training images seen"}
 FLOOR_NAMES = {"telea": "Telea", "navier_stokes": "Navier-Stokes"}  # of an evaluation; others by their own
-NO_FLOORS = ("output", "coarse")  # what an evaluation measured of the network itself
+NO_FLOORS = ("output", "coarse", "against", "best_floor")  # of the network, and what is no one method's
 
 # Okabe and Ito, "Color Universal Design", 2008, without the yellow, which is faint on white
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

@@ -35,9 +35,9 @@ class Scored:
     def floors(self) -> list[str]:
         return [method for method in self.scores if method not in OURS]
 
-    def gain(self, over: Sequence[str]) -> float:
-        """PSNR of the output over the best of some methods on this hole, dB; 0 of an empty hole."""
-        return self.scores["output"]["psnr"] - max(self.scores[method]["psnr"] for method in over)
+    def gain(self, over: Sequence[str], method: str = "output") -> float:
+        """PSNR of a method over the best of some others on this hole, dB; 0 of an empty hole."""
+        return self.scores[method]["psnr"] - max(self.scores[method]["psnr"] for method in over)
 
 
 def means(holes: list[Scored], method: str) -> dict[str, float]:

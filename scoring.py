@@ -1,7 +1,8 @@
 """Score the completions of a folder beside what needs no learning; write pictures and the report."""
 
+import contextlib
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from tqdm import tqdm
 from files import atomic_path, write_json, write_text
 from floors import FLOORS
 from frechet import FrechetDistance
+from gallery import Against, Entry, gallery_writer, viridis
 from metrics import all_metrics
 from models import InpaintingNetwork, attention_heatmaps
 from packs import bucket_of
@@ -35,6 +37,7 @@ class ScoreSettings:
         use_lpips, lpips_weights: as of `lpips_score`.
         paper: add the variants that papers used.
         save_attention: draw structure and attention of every image.
+        gallery: write `gallery.html`.
     """
 
     floors: tuple[str, ...]
@@ -42,6 +45,7 @@ class ScoreSettings:
     lpips_weights: str | None = None
     paper: bool = False
     save_attention: bool = False
+    gallery: bool = False
 
 
 @torch.no_grad()
@@ -69,28 +73,42 @@ def score_folder(
 
     holes: list[Scored] = []
     grids: list[torch.Tensor] = []
-    for name, source, image, mask in items(loader, next(network.parameters()).device):
-        outputs = network(image, mask, return_attention=settings.save_attention)
-        completions = {"output": outputs["output"]}
-        if "coarse" in outputs:
-            completions["coarse"] = torch.where(mask > 0, outputs["coarse"], image)
-        if against is not None:
-            completions["against"] = against(image, mask)["output"]
-        completions |= {floor: FLOORS[floor](image, mask) for floor in settings.floors}
-        raw = {"output": outputs.get("refined")}  # of the others, what is composited is all there is
-        scores = {
-            method: score(each, raw.get(method, each), image, mask, settings)
-            for method, each in completions.items()
-        }
-        ratio = mask.double().mean().item()
-        holes.append(Scored(name, source, bucket_of(ratio), ratio, scores))
-        write_png(to_bytes(outputs["output"])[0], folder / "outputs" / f"{name}.png")
-        if settings.save_attention:
-            save_attention(network, image, mask, outputs, name, folder / "attention")
-        if frechet is not None:
-            frechet.update(outputs["output"], image)
-        if len(grids) < MAX_ROWS and "coarse" in outputs:
-            grids.append(comparison_grid(image, mask, outputs))
+    maps = settings.save_attention or settings.gallery
+    with contextlib.ExitStack() as stack:
+        add = stack.enter_context(open_gallery(folder, protocol)) if settings.gallery else None
+        for name, source, image, mask in items(loader, next(network.parameters()).device):
+            outputs = network(image, mask, return_attention=maps)
+            other = None if against is None else against(image, mask, return_attention=maps)
+            completions = {"output": outputs["output"]}
+            if "coarse" in outputs:
+                completions["coarse"] = torch.where(mask > 0, outputs["coarse"], image)
+            if other is not None:
+                completions["against"] = other["output"]
+            floors = {floor: FLOORS[floor](image, mask) for floor in settings.floors}
+            raw = {"output": outputs.get("refined")}  # of the others, what is composited is all there is
+            scores = {
+                method: score(each, raw.get(method, each), image, mask, settings)
+                for method, each in (completions | floors).items()
+            }
+            ratio = mask.double().mean().item()
+            hole = Scored(name, source, bucket_of(ratio), ratio, scores)
+            holes.append(hole)
+            write_png(to_bytes(outputs["output"])[0], folder / "outputs" / f"{name}.png")
+            if settings.save_attention:
+                save_attention(network, image, mask, outputs, name, folder / "attention")
+            if add is not None:
+                pictures = {"truth": to_bytes(image)[0]} | pictures_of(network, outputs, mask)
+                pictures |= {floor: to_bytes(filled)[0] for floor, filled in floors.items()}
+                beside = None
+                if against is not None and other is not None:
+                    beside = Against(gallery_scores(hole, "against"), pictures_of(against, other, mask))
+                add(
+                    Entry(name, hole.bucket, gallery_scores(hole), mask[0, 0].cpu().numpy(), pictures, beside)
+                )
+            if frechet is not None:
+                frechet.update(outputs["output"], image)
+            if len(grids) < MAX_ROWS and "coarse" in outputs:
+                grids.append(comparison_grid(image, mask, outputs))
 
     distance = {} if frechet is None else {"frechet_distance": frechet.compute()}
     report = make_report(protocol | {"images": len({hole.source for hole in holes})}, holes, **distance)
@@ -126,6 +144,33 @@ def score(
     )
     scores = {name: value.item() for name, value in values.items()}
     return scores | (paper_scores(pred, raw, target) if settings.paper else {})
+
+
+def open_gallery(
+    folder: Path, protocol: dict[str, Any]
+) -> contextlib.AbstractContextManager[Callable[[Entry], None]]:
+    """The page to which the loop adds hole by hole; it is there when the context ends well."""
+    labels = tuple(str(protocol[name]) for name in ("checkpoint", "against") if name in protocol)
+    return gallery_writer(folder / "gallery.html", title="Evaluation", protocol=protocol, labels=labels)
+
+
+def pictures_of(
+    network: InpaintingNetwork, outputs: dict[str, Any], mask: torch.Tensor
+) -> dict[str, np.ndarray]:
+    """What a network shows of one hole, as the gallery names it: (H, W, 3) uint8 each."""
+    pictures: dict[str, np.ndarray] = {
+        name: to_bytes(outputs[name])[0] for name in ("output", "coarse", "refined") if name in outputs
+    }
+    if "attention" in outputs:
+        maps = attention_heatmaps(network, outputs, mask)
+        pictures |= {name: viridis(heat[0, 0].cpu().numpy()) for name, heat in maps.items()}
+    return pictures
+
+
+def gallery_scores(hole: Scored, method: str = "output") -> dict[str, float]:
+    """What the gallery shows and sorts by of a network on one hole; the gain is over the best floor."""
+    gain = hole.gain(hole.floors(), method)
+    return hole.scores[method] | {"hole_ratio": hole.hole_ratio, "gain": gain}
 
 
 def versions() -> str:

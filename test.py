@@ -67,6 +67,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "--biharmonic", action="store_true", help="add scikit-image's biharmonic completion to the floors"
     )
     folder.add_argument(
+        "--gallery", action="store_true", help="write gallery.html: every hole, worst first, to be looked at"
+    )
+    folder.add_argument(
         "--against", default="", metavar="FILE", help="another checkpoint, scored on the same holes"
     )
     folder.add_argument("--fid", action="store_true",

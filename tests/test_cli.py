@@ -168,7 +168,7 @@ def test_another_checkpoint_the_papers_variants_and_the_slow_floor_are_scored(
     checkpoint: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     argv = [f"--checkpoint={checkpoint}", f"--test_root={folder}", f"--save_dir={tmp_path}"]
-    argv += ["--against=default", "--protocol=paper", "--biharmonic", "--max_images=2"]
+    argv += ["--against=default", "--protocol=paper", "--biharmonic", "--gallery", "--max_images=2"]
     assert evaluation.main(argv) == 0
     report = json.loads((tmp_path / "report.json").read_text())
     rows = read_csv(tmp_path / "metrics.csv")
@@ -182,6 +182,8 @@ def test_another_checkpoint_the_papers_variants_and_the_slow_floor_are_scored(
     # a composited picture is better than the network's own, of which the known part counts too
     assert report["output"]["psnr_uncomposited"] < report["output"]["psnr_full"]
     assert report["telea"]["psnr_uncomposited"] == report["telea"]["psnr_full"]
+    page = (tmp_path / "gallery.html").read_text()
+    assert all(row["name"] in page for row in rows) and page.count("base64,") > 2 * 10
     capsys.readouterr()
     assert evaluation.main([*argv, "--fid", f"--fid_weights={tmp_path / 'none.pth'}"]) == 2
     error = capsys.readouterr().err

@@ -53,6 +53,7 @@ EDGES = {
         "files",
         "floors",
         "frechet",
+        "gallery",
         "metrics",
         "models",
         "packs",
