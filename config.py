@@ -239,6 +239,23 @@ def add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field) -> None:
         )
 
 
+def parse_field(name: str, text: str, flag: str) -> Any:
+    """A value of a field out of a text.
+
+    Raises:
+        UserError: naming `flag`, for an unknown field, or a text that is not of its type.
+    """
+    fields = {field.name: field for field in dataclasses.fields(Config)}
+    if name not in fields or isinstance(fields[name].default, tuple):
+        raise UserError(f"{flag}: no such setting, or not of one value: {name}")
+    kind: Any = fields[name].type
+    try:
+        return {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
+    except (KeyError, ValueError):
+        wanted = "true or false" if kind is bool else kind.__name__
+        raise UserError(f"{flag}: {name}: must be {wanted}, got {text}") from None
+
+
 def parse_config(argv: list[str] | None, prog: str, presets: bool) -> Config:
     """The configuration that a command line asks for: a preset if there is `--config`, overridden by flags.
 

@@ -50,6 +50,15 @@ def load_network(
     """
     path = find_weights(name)
     state = load_checkpoint(path, flag)
+    return network_of(state, path, flag, device), state
+
+
+def network_of(state: dict[str, Any], path: Path, flag: str, device: torch.device) -> InpaintingNetwork:
+    """The averaged weights of what a checkpoint holds, in its architecture, ready to complete.
+
+    Raises:
+        UserError: naming `flag` and `path`, if they are damaged, or of another version of this project.
+    """
     if "sha256" in state and state["sha256"] != weights_digest(state["ema"]):
         raise UserError(f"{flag}: the weights in {path} are not what its SHA-256 says: fetch it again")
     try:
@@ -58,7 +67,7 @@ def load_network(
     except (TypeError, RuntimeError) as error:
         reason = str(error).splitlines()[0][:120]
         raise UserError(f"{flag}: made by another version of this project: {path} ({reason})") from None
-    return network.to(device).to(memory_format=torch.channels_last).eval(), state
+    return network.to(device).to(memory_format=torch.channels_last).eval()
 
 
 class Inpainter:

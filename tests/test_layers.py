@@ -77,6 +77,19 @@ EDGES = {
     },
     "test": {"cli", "evaluation", "fill"},
     "quick_train": {"train"},
+    "ablation_table": {"files"},
+    "ablation": {
+        "ablation_table",
+        "cli",
+        "config",
+        "dataset",
+        "files",
+        "inference",
+        "packs",
+        "scoring",
+        "train",
+        "utils",
+    },
 }
 
 

@@ -1,0 +1,203 @@
+"""Train variants of a configuration over several seeds, score them on the same holes, and compare them.
+
+Without --vary: the four rows of the README, with and without MSSE and the corner loss. Every flag of
+train.py holds for all rows. The same command resumes.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from ablation_table import Result, draw, to_csv, to_markdown
+from cli import OneLineParser, UserError, one_line
+from config import Config, parse_config, parse_field
+from dataset import InpaintingDataset, report_unreadable
+from files import write_json, write_text
+from inference import network_of
+from packs import bucket_of
+from scoring import ScoreSettings, items, score
+from train import Interrupted, train
+from utils import load_checkpoint, seed_everything, select_device, weights_digest
+
+# fmt: off
+ROWS: dict[str, dict[str, Any]] = {
+    "baseline": dict(use_structure_encoder=False, lambda_corner=0.0),
+    "msse":     dict(lambda_corner=0.0),
+    "corner":   dict(use_structure_encoder=False),
+    "full":     dict(),
+}
+# fmt: on
+# what differs from machine to machine, and makes no other network
+MACHINE = {"train_root", "val_root", "mask_root", "cache_dir", "save_dir", "vgg_weights", "lpips_weights"}
+MACHINE |= {"num_workers", "cache", "device", "resume", "init", "save_minutes", "dry_run"}
+
+
+def parse_args(argv: list[str] | None) -> tuple[argparse.Namespace, Config, dict[str, dict[str, Any]]]:
+    """The ablation's own flags, the configuration that all rows share, and what each row changes of it."""
+    parser = OneLineParser(prog="ablation.py", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--num_seeds", type=int, default=3, metavar="N", help="from --seed upwards")
+    parser.add_argument(
+        "--vary", action="append", default=[], metavar="FIELD=A,B",
+        help="a setting and its values, in place of the four rows; of several, every combination",
+    )  # fmt: skip
+    parser.add_argument(
+        "--test_root", default="", metavar="DIR", help="images to be scored (default: those of --val_root)"
+    )
+    args, rest = parser.parse_known_args(argv)
+    if args.num_seeds < 1:
+        raise UserError(f"--num_seeds: must be at least 1, got {args.num_seeds}")
+    config = parse_config(rest, "ablation.py", presets=True)
+    if config.resume or config.dry_run:
+        raise UserError("--resume and --dry_run: not here; the same command resumes")
+    return args, config, vary(args.vary) if args.vary else ROWS
+
+
+def vary(settings: list[str]) -> dict[str, dict[str, Any]]:
+    """The rows that `field=a,b` ask for: every combination, named after its values."""
+    fields = {}
+    for setting in settings:
+        name, equals, values = setting.partition("=")
+        if not equals or not all(values.split(",")):
+            raise UserError(f"--vary: must be a setting and its values, such as lr=1e-3,2e-3, got {setting}")
+        if name in MACHINE | {"seed"}:
+            raise UserError(f"--vary: {name} makes no other network")
+        fields[name] = [parse_field(name, text, "--vary") for text in values.split(",")]
+    rows = {}
+    for chosen in itertools.product(*fields.values()):
+        changes = dict(zip(fields, chosen, strict=True))
+        rows[",".join(f"{name}={value}" for name, value in changes.items()).replace("/", "_")] = changes
+    return rows
+
+
+def settings_of(config: Config) -> dict[str, Any]:
+    """What makes a run the run that it is, whatever the machine, as JSON holds it."""
+    settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in MACHINE}
+    return json.loads(json.dumps(settings))
+
+
+def finished(folder: Path, config: Config) -> Result | None:
+    """The result of a run that is done.
+
+    Raises:
+        UserError: if it is of other settings, or of no result of this project.
+    """
+    path = folder / "result.json"
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_text())
+        settings, result = content.pop("settings"), Result(**content)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"--save_dir: not a result of this project: {path} ({error})") from None
+    asked = settings_of(config)
+    changed = [
+        f"{name} {settings.get(name)}, not {asked[name]}"
+        for name in asked
+        if settings.get(name) != asked[name]
+    ]
+    if changed:
+        raise UserError(f"--save_dir: {folder} holds a run of other settings: {'; '.join(changed)}")
+    return result
+
+
+def run(row: str, config: Config, loader: DataLoader) -> Result:
+    """Train one row with one seed, or go on with it, and score its averaged weights as of the end."""
+    folder = Path(config.save_dir)
+    train(dataclasses.replace(config, resume="auto"))
+    last = folder / "checkpoints" / "last.pth"
+    state = load_checkpoint(last, "--save_dir")
+    device = select_device(config.device)
+    network = network_of(state, last, "--save_dir", device)
+    settings = ScoreSettings((), config.use_lpips, config.lpips_weights or None)
+    holes = []
+    for name, _, image, mask in items(loader, device):
+        with torch.no_grad():
+            output = network(image, mask)["output"]
+        ratio = mask.double().mean().item()
+        scores = score(output, None, image, mask, settings)
+        holes.append({"name": name, "bucket": bucket_of(ratio), "hole_ratio": ratio, **scores})
+    counters = state["counters"]
+    result = Result(
+        row=row,
+        seed=config.seed,
+        steps=counters["step"],
+        images=counters["images"],
+        minutes=counters["elapsed_s"] / 60,
+        weights_sha256=weights_digest(state["ema"]),
+        holes=holes,
+    )
+    write_json(dataclasses.asdict(result) | {"settings": settings_of(config)}, folder / "result.json")
+    return result
+
+
+def report(results: list[Result], changes: dict[str, dict[str, Any]], folder: Path) -> str:
+    """Write the table, the picture, and TensorBoard's hyperparameters of all results so far."""
+    from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+    text = to_markdown(results)
+    write_text(text, folder / "ablation.md")
+    write_text(to_csv(results), folder / "ablation.csv")
+    draw(results, folder / "ablation.png")
+    for result in results:
+        run_name = f"{result.row}-seed_{result.seed}"
+        if not (folder / "logs" / run_name).exists():
+            values = {name: value if isinstance(value, bool | int | float) else str(value)
+                      for name, value in changes[result.row].items()}  # fmt: skip
+            with SummaryWriter(str(folder / "logs")) as writer:
+                means = {f"hparam/{name}": value for name, value in result.means().items()}
+                writer.add_hparams(
+                    values | {"row": result.row, "seed": result.seed}, means, run_name=run_name
+                )
+    return text
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the ablation that the command line asks for; returns the exit status, as train.py's."""
+    try:
+        args, config, rows = parse_args(argv)
+        folder = Path(config.save_dir)
+        runs = []
+        for seed in range(config.seed, config.seed + args.num_seeds):
+            for row, changes in rows.items():
+                save_dir = folder / row / f"seed_{seed}"
+                runs.append((row, dataclasses.replace(config, seed=seed, save_dir=str(save_dir), **changes)))
+        results = {
+            i: done for i, (_, each) in enumerate(runs) if (done := finished(Path(each.save_dir), each))
+        }
+        dataset = InpaintingDataset(
+            args.test_root or config.val_root,
+            config.image_size,
+            training=False,
+            max_images=config.val_subset or None,
+            coverage=config.mask_coverage,
+            mask_root=config.mask_root,
+            invert_mask=config.invert_mask,
+            cache_dir=config.cache_dir if config.cache else None,
+            flag="--test_root" if args.test_root else "--val_root",
+        )
+        report_unreadable(dataset)
+        loader = DataLoader(dataset, num_workers=config.num_workers)
+        for i, (row, each) in enumerate(runs):
+            if i not in results:
+                print(f"{row}, seed {each.seed}: run {i + 1} of {len(runs)}", flush=True)
+                seed_everything(each.seed)
+                results[i] = run(row, each, loader)
+            report(list(results.values()), rows, folder)
+        print(report([results[i] for i in range(len(runs))], rows, folder))
+    except UserError as error:
+        print(f"ablation.py: error: {one_line(error)}", file=sys.stderr)
+        return 2
+    except Interrupted as stop:
+        return 128 + stop.signum
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,142 @@
+"""An ablation trains each row with each seed once, scores them alike, and resumes; its table is right by hand."""
+
+import csv
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import ablation
+from ablation_table import Result, differences, over_seeds, rows_of, to_csv, to_markdown
+from cli import UserError
+
+SMALL = ["--config=debug", "--base_channels=4", "--bottleneck_depth=1", "--image_size=32", "--num_workers=0"]
+SMALL += ["--device=cpu", "--epochs=1", "--train_subset=2", "--val_subset=2"]
+
+
+def result(row: str, seed: int, psnr: list[float]) -> Result:
+    holes = [
+        {"name": str(i), "bucket": ("10-20 %", "50-60 %")[i % 2], "hole_ratio": 0.1, "psnr": value, "l1": 0.1}
+        for i, value in enumerate(psnr)
+    ]
+    return Result(row, seed, 10, 1000, 20.0, "0" * 64, holes)
+
+
+RESULTS = [
+    result("baseline", 1, [20, 22]),
+    result("full", 1, [21, 23]),
+    result("baseline", 2, [18, 20]),
+    result("full", 2, [21, 21]),
+]
+
+
+def test_intervals_over_seeds_are_students() -> None:
+    mean, half = over_seeds([1.0, 2.0, 3.0])
+    assert mean == 2 and half == pytest.approx(4.302653 / math.sqrt(3))
+    assert over_seeds([1.0]) == (1.0, math.inf)
+
+
+def test_differences_are_paired_by_seed() -> None:
+    rows = rows_of(RESULTS)
+    assert differences(rows["full"], rows["baseline"], "psnr") == [1, 2]
+    assert differences(rows["full"], rows["baseline"], "psnr", "10-20 %") == [1, 3]
+    del rows["full"][1]
+    assert differences(rows["full"], rows["baseline"], "psnr") == [2]
+
+
+def test_the_tables_hold_means_and_differences() -> None:
+    text = to_markdown(RESULTS)
+    assert "| baseline | 2 | 1,000 | 20 | 20.00 ± 12.71 | 0.10000 ± 0.00000 |  |  |" in text
+    assert "| full | 2 | 1,000 | 20 | 21.50 ± 6.35 | 0.10000 ± 0.00000 | +1.50 ± 6.35 |" in text
+    assert "| full | 21.00 ± 0.00 (+2.00 ± 12.71) | 22.00 ± 12.71 (+1.00 ± 0.00) |" in text
+    rows = list(csv.DictReader(io.StringIO(to_csv(RESULTS))))
+    assert [(row["row"], row["seed"], float(row["psnr"])) for row in rows] == [
+        ("baseline", "1", 21), ("full", "1", 22), ("baseline", "2", 19), ("full", "2", 21),
+    ]  # fmt: skip
+
+
+def test_rows_are_the_readmes_or_every_combination() -> None:
+    _, _, rows = ablation.parse_args(SMALL)
+    assert list(rows) == ["baseline", "msse", "corner", "full"]
+    _, config, rows = ablation.parse_args(
+        [*SMALL, "--vary=lr=1e-3,2e-3", "--vary=use_structure_encoder=true,false"]
+    )
+    assert rows == {
+        "lr=0.001,use_structure_encoder=True": {"lr": 0.001, "use_structure_encoder": True},
+        "lr=0.001,use_structure_encoder=False": {"lr": 0.001, "use_structure_encoder": False},
+        "lr=0.002,use_structure_encoder=True": {"lr": 0.002, "use_structure_encoder": True},
+        "lr=0.002,use_structure_encoder=False": {"lr": 0.002, "use_structure_encoder": False},
+    }  # fmt: skip
+    assert config.base_channels == 4
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--vary=lr"], "--vary: must be a setting and its values"),
+        (["--vary=lr=,"], "--vary: must be a setting and its values"),
+        (["--vary=rate=1,2"], "--vary: no such setting"),
+        (["--vary=lr=a,b"], "--vary: lr: must be float, got a"),
+        (["--vary=amp=yes,no"], "--vary: amp: must be true or false, got yes"),
+        (["--vary=seed=1,2"], "--vary: seed makes no other network"),
+        (["--num_seeds=0"], "--num_seeds: must be at least 1"),
+        (["--resume=auto"], "--resume and --dry_run: not here"),
+        (["--no_such_flag"], "unrecognized arguments: --no_such_flag"),
+        (["--vary=lr=-1,1"], "--lr: must be above 0"),
+    ],
+)
+def test_mistakes_are_one_line(
+    flags: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ablation.main([*SMALL, f"--save_dir={tmp_path / 'a'}", *flags]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("ablation.py: error: ") and message in error and error.count("\n") == 1
+    assert not (tmp_path / "a").exists()
+
+
+def test_every_run_is_made_once_and_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = [*SMALL, f"--save_dir={tmp_path}", "--num_seeds=2", "--vary=use_structure_encoder=false,true"]
+    train, trained = ablation.train, []
+
+    def train_and_count(config: Any) -> Path:
+        trained.append((config.use_structure_encoder, config.seed))
+        return train(config)
+
+    monkeypatch.setattr(ablation, "train", train_and_count)
+    assert ablation.main(argv) == 0
+    assert trained == [(False, 42), (True, 42), (False, 43), (True, 43)]
+    table = (tmp_path / "ablation.md").read_text()
+    assert table in capsys.readouterr().out
+    results = [json.loads(path.read_text()) for path in sorted(tmp_path.rglob("result.json"))]
+    assert len(results) == 4 and len({each["weights_sha256"] for each in results}) == 4
+    holes = {tuple((hole["name"], hole["hole_ratio"]) for hole in each["holes"]) for each in results}
+    assert len(holes) == 1  # the same holes for all rows and seeds
+    assert not any("root" in name for each in results for name in each["settings"])
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "ablation.csv").read_text())))
+    means = [np.mean([hole["psnr"] for hole in each["holes"]]) for each in results]
+    assert sorted(float(row["psnr"]) for row in rows) == pytest.approx(sorted(means))
+    assert (tmp_path / "ablation.png").stat().st_size > 5000
+    assert len(list((tmp_path / "logs").iterdir())) >= 4
+
+    assert ablation.main(argv) == 0 and len(trained) == 4
+    assert (tmp_path / "ablation.md").read_text() == table
+    (tmp_path / "use_structure_encoder=True" / "seed_43" / "result.json").unlink()
+    assert ablation.main(argv) == 0 and trained[4:] == [(True, 43)]  # its training was done: scored again
+    assert (tmp_path / "ablation.md").read_text().split("minutes")[1:] == table.split("minutes")[1:]
+    capsys.readouterr()
+    assert ablation.main([*argv, "--lr=1e-3"]) == 2
+    assert "holds a run of other settings: lr 0.0002, not 0.001" in capsys.readouterr().err
+
+
+def test_a_result_that_is_none_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_text("{}")
+    _, config, _ = ablation.parse_args(SMALL)
+    with pytest.raises(UserError, match="not a result of this project"):
+        ablation.finished(tmp_path, config)
+    assert ablation.finished(tmp_path / "none", config) is None
