@@ -81,8 +81,8 @@ METRICS = {
                             "mean absolute difference in the hole, of a range of 1; less is better"),
     "lpips":         Metric("LPIPS", "", 3, "high",
                             "distance between AlexNet's features, nearer to what people see; less is better"),
-    "psnr_full":     Metric("PSNR, image", "dB", 2, "low", "of the whole image, known pixels included"),
-    "ssim_full":     Metric("SSIM, image", "", 3, "low", "of the whole image, known pixels included"),
+    "psnr_full":     Metric("PSNR, all", "dB", 2, "low", "of the whole image, known pixels included"),
+    "ssim_full":     Metric("SSIM, all", "", 3, "low", "of the whole image, known pixels included"),
     "hole_ratio":    Metric("hole", "%", 1, factor=100, about="missing share of the image"),
 }
 PICTURES = {  # label, and what it is

@@ -14,6 +14,7 @@ from losses import (
     loss_weights,
     masked_l1,
 )
+from models import InpaintingNetwork
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 TERMS = ("coarse", "refine", "edge", "corner", "color")
@@ -188,3 +189,27 @@ def test_the_perceptual_loss_trains_with_real_features() -> None:
     criterion = InpaintingLoss(lambda_perceptual=0.5, vgg_weights=str(weights))
     losses = criterion(outputs_of(pred.detach()), target, torch.ones(1, 1, 32, 32))
     assert losses["perceptual"] > 0 and criterion.weights(0.7)["perceptual"] == 0.5
+
+
+def test_the_perceptual_loss_reaches_every_weight_of_the_network_and_falls(batch: Batch) -> None:
+    weights = SHARED / "backbones" / "vgg16_features.pth"
+    if not weights.exists():
+        pytest.skip("no VGG16 weights at hand")
+    torch.manual_seed(0)
+    image, mask = batch
+    network = InpaintingNetwork(base_channels=16, bottleneck_depth=1)
+    for layer in (network.coarse_decoder.to_rgb, network.refinement_decoder.to_rgb):
+        torch.nn.init.normal_(layer.weight, std=0.05)  # they begin at 0, and nothing behind them hears
+    nothing = {f"lambda_{term}": 0.0 for term in ("coarse", "refine", "edge", "corner", "color")}
+    criterion = InpaintingLoss(**nothing, lambda_perceptual=1.0, vgg_weights=str(weights))
+    optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
+    values = []
+    for _ in range(6):
+        optimizer.zero_grad()
+        losses = criterion(network(image, mask), image, mask, 0.5, 1)
+        losses["total"].backward()
+        optimizer.step()
+        values.append(losses["total"].item())
+    silent = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert not silent
+    assert values[-1] < 0.9 * values[0]

@@ -224,3 +224,16 @@ def test_the_seam_jump_is_the_steps_excess_over_the_truth() -> None:
 def test_the_interval_of_one_value_is_unknown_and_of_equal_values_is_that_value() -> None:
     assert mean_interval([3.0]) is None
     assert mean_interval([3.0] * 5) == (3.0, 3.0)
+
+
+def test_l1_and_boundary_psnr_by_hand_in_float64() -> None:
+    pred, target = pair(40, 44, 3)
+    hole = np.zeros((40, 44), bool)
+    hole[5:30, 8:36] = True
+    mask = torch.from_numpy(hole[None, None].astype(np.float32))
+    difference = numpy_image(pred) - numpy_image(target)
+    assert l1(pred, target, mask).item() == pytest.approx(np.abs(difference[hole]).mean(), abs=1e-12)
+    rim = hole.copy()
+    rim[10:25, 13:31] = False  # further than 5 pixels from the known
+    expected = -10 * np.log10(np.square(difference[rim]).mean())
+    assert boundary_psnr(pred, target, mask, 5).item() == pytest.approx(expected, abs=1e-10)

@@ -6,6 +6,7 @@ import shlex
 import pytest
 from conftest import REPOSITORY
 
+import ablation
 import metric_tracker
 import test as evaluation
 from cli import UserError
@@ -47,6 +48,14 @@ def test_every_drawing_command_parses() -> None:
         metric_tracker.parse_args(argv)
 
 
+def test_every_ablation_command_parses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.path.isdir", lambda _: True)
+    calls = commands("ablation")
+    assert len(calls) >= 2
+    for argv in calls:
+        ablation.parse_args(argv)
+
+
 def test_the_parser_used_here_does_refuse() -> None:
     with pytest.raises(UserError):
         parse_config(["--config", "default", "--no_such_flag"], "quick_train.py", presets=True)
@@ -54,7 +63,7 @@ def test_the_parser_used_here_does_refuse() -> None:
 
 def test_every_flag_that_is_mentioned_exists() -> None:
     known = set()
-    for script in ("train", "test", "metric_tracker"):
+    for script in ("ablation", "train", "test", "metric_tracker"):
         source = (REPOSITORY / f"{script}.py").read_text() + (REPOSITORY / "config.py").read_text()
         known |= set(re.findall(r"\b[a-z_]+\b", source))
     foreign = {"nproc_per_node", "nnodes", "rdzv_backend", "rdzv_endpoint", "rdzv_id"}  # of torchrun
