@@ -1,0 +1,129 @@
+"""Whether attention and MSSE do anything: how many keys a query hears, what S is, what each part is worth.
+
+What all keys of a query share cancels in the softmax: if Q·K hardly differs from key to key, attention is an
+average, and if S hardly differs among *known* keys, α·S is nothing. Each part is silenced in a copy of the
+network, whose completions are then scored on the same holes.
+"""
+
+import copy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import metrics
+from cli import OneLineParser, UserError
+from dataset import InpaintingDataset
+from inference import load_network
+from models import InpaintingNetwork, MaskQueryCrossAttention
+from utils import dilate
+
+STAGES = ("structure_stage", "shape_stage", "texture_stage")
+FAR = 8  # pixels from the hole, beyond the reach of S's largest patch
+
+
+def stages(network: InpaintingNetwork) -> list[MaskQueryCrossAttention]:
+    return [getattr(network.refinement, name) for name in STAGES]
+
+
+def silence(stage: MaskQueryCrossAttention, part: str) -> None:
+    """Take a part of one stage away: its whole `output`, its `choice` among keys by Q·K, or `structure`."""
+    if part == "output":
+        torch.nn.init.zeros_(stage.to_out.weight)
+    elif part == "choice":
+        for parameter in stage.to_query.parameters():
+            torch.nn.init.zeros_(parameter)
+    elif stage.gate is not None:
+        torch.nn.init.zeros_(stage.gate.alpha)
+
+
+def perplexity(attention: torch.Tensor) -> tuple[float, float]:
+    """How many keys a query hears as if equally, and how many are in its reach: means over queries."""
+    entropy = -(attention * attention.clamp_min(1e-12).log()).sum(dim=-1)
+    return entropy.exp().mean().item(), (attention > 0).sum(dim=-1).double().mean().item()
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = OneLineParser(prog="attention.py", description=__doc__.splitlines()[0])
+    parser.add_argument("checkpoint", nargs="?", default="default", metavar="FILE", help="as of test.py")
+    parser.add_argument("--test_root", default="sample", metavar="DIR", help="images")
+    parser.add_argument("--image_size", type=int, default=128, metavar="PIXELS", help="side of the crops")
+    parser.add_argument("--max_images", type=int, default=40, metavar="IMAGES", help="at most so many")
+    parser.add_argument("--mask_coverage", type=float, nargs=2, default=(0.1, 0.6), help="missing shares")
+    parser.add_argument("--cache_dir", default="", metavar="DIR", help="where decoded images are kept")
+    try:
+        args = parser.parse_args(argv)
+        network, _ = load_network(args.checkpoint, torch.device("cpu"))
+        dataset = InpaintingDataset(
+            args.test_root,
+            args.image_size,
+            training=False,
+            max_images=args.max_images,
+            coverage=tuple(args.mask_coverage),
+            cache_dir=args.cache_dir,
+        )
+    except UserError as error:
+        print(f"attention.py: error: {error}", file=sys.stderr)
+        return 2
+    torch.set_flush_denormal(True)
+    holes = [(item["image"][None], item["mask"][None]) for item in (dataset[i] for i in range(len(dataset)))]
+    with torch.no_grad():
+        describe(network, holes)
+        value(network, holes)
+    return 0
+
+
+def describe(network: InpaintingNetwork, holes: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    """Print how selective each stage is, α, and S on either side of the mask."""
+    heard: list[list[tuple[float, float]]] = [[] for _ in STAGES]
+    regions: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+        "in the hole": lambda mask: mask > 0,
+        "known": lambda mask: mask == 0,
+        f"known, {FAR} px from the hole": lambda mask: dilate(mask, FAR) == 0,
+    }
+    S: dict[str, list[tuple[float, float]]] = {name: [] for name in regions}
+    for image, mask in holes:
+        outputs = network(image, mask, return_attention=True)
+        for each, attention in zip(heard, outputs["attention"], strict=True):
+            each.append(perplexity(attention))
+        for name, region in regions.items():
+            chosen = region(mask)
+            if "structure" in outputs and chosen.any():
+                values = outputs["structure"][chosen]
+                S[name].append((values.mean().item(), values.std().item()))
+    for name, each, stage in zip(STAGES, heard, stages(network), strict=True):
+        keys, reach = np.mean(each, axis=0)
+        alpha = "" if stage.gate is None else "; α " + " ".join(f"{a:.2f}" for a in stage.gate.alpha.tolist())
+        print(f"{name}: as if {keys:.0f} equal keys of {reach:.0f} in reach{alpha}")
+    for name, pairs in S.items():
+        if pairs:
+            mean, deviation = np.mean(pairs, axis=0)
+            print(f"S {name}: mean {mean:.3f}, standard deviation within an image {deviation:.3f}")
+
+
+def value(network: InpaintingNetwork, holes: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    """Print what the hole's PSNR loses without each part."""
+
+    def score(each: InpaintingNetwork) -> np.ndarray:
+        return np.array([metrics.psnr(each(i, m)["output"], i, m).item() for i, m in holes])
+
+    whole = score(network)
+    print(f"PSNR in the hole: {whole.mean():.3f} dB, n {len(whole)}; without a part, it changes by")
+    parts = ["output", "choice"] + (["structure"] if network.structure_encoder is not None else [])
+    cases = [(part, STAGES) for part in parts] + [("output", (name,)) for name in STAGES]
+    for part, names in cases:
+        silenced = copy.deepcopy(network)
+        for name in names:
+            silence(getattr(silenced.refinement, name), part)
+        change = score(silenced) - whole
+        low, high = metrics.mean_interval(change.tolist()) or (np.nan, np.nan)
+        where = "all stages" if names == STAGES else names[0]
+        print(f"  {part} of {where}: {change.mean():+.3f} dB ({low:+.3f} to {high:+.3f})")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
