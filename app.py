@@ -85,15 +85,15 @@ def preview(picture: Picture, colors: np.ndarray, missing: np.ndarray | None = N
     def resized(pixels: np.ndarray) -> np.ndarray:
         return np.atleast_3d(cv2.resize(pixels, size, interpolation=kind))
 
-    scaled = resized(colors).astype(np.float32)
+    scaled: np.ndarray = resized(colors).astype(np.float32)
     if colors.dtype.kind == "u":
         scaled /= np.iinfo(colors.dtype).max
-    shown = np.broadcast_to(scaled, (size[1], size[0], 3))
+    shown: np.ndarray = np.broadcast_to(scaled, (size[1], size[0], 3))
     if picture.alpha is not None:
         shown = 1 + resized(picture.alpha) * (shown - 1)
     if missing is not None:
         weight = 0.6 * resized(missing.astype(np.float32))
-        shown = shown + weight * (np.float32(TINT) / 255 - shown)
+        shown = shown + weight * (np.array(TINT, np.float32) / 255 - shown)
     image = Image.fromarray((shown * 255).round().astype(np.uint8))
     if picture.image.mode in ("RGB", "RGBA") and "icc_profile" in picture.image.info:
         image.info["icc_profile"] = picture.image.info["icc_profile"]
@@ -164,7 +164,7 @@ def plain(message: str, *files: str | None) -> str:
     for file in filter(None, files):
         message = message.replace(file, Path(file).name)
     message = re.sub(r"^--\w+: | ?\(--\w[^)]*\)", "", message)
-    return message[:1].upper() + message[1:] + "."
+    return message[:1].upper() + message[1:] + "." * (message[-1:] not in ".?!")
 
 
 def report_runs(inpainter: "Inpainter", missing: np.ndarray, progress: Callable[..., Any]) -> None:
@@ -204,6 +204,10 @@ CSS = """
 .step h3 { margin: 12px 0 0; font-size: 16px; font-weight: 600; }
 .step h3 b { display: inline-block; width: 24px; line-height: 24px; margin-right: 8px; border-radius: 12px;
   font-size: 13px; text-align: center; color: white; background: var(--primary-600); }
+#examples > .gallery { display: grid; grid-template-columns: repeat(4, minmax(0, 100px)); gap: 12px; }
+#examples .container, #examples img { width: 100%; height: auto; aspect-ratio: 1; object-fit: cover; }
+#canvas button[aria-label="Color"] { display: none; }
+@media (max-width: 640px) { #canvas, #result { height: 400px !important; } }
 """
 
 
@@ -294,14 +298,18 @@ def build_page(networks: Networks) -> "Blocks":
         with gr.Row(equal_height=True):
             picture = gr.File(show_label=False, height=130, elem_id="picture")
             examples = gr.Dataset(
-                components=["image"], samples=[[sample] for sample in samples], type="index", label="Examples"
+                components=["image"],
+                samples=[[sample] for sample in samples],
+                type="index",
+                label="Or try an example",
+                elem_id="examples",
             )
         with gr.Row(visible=False) as work:
             with gr.Column():
                 step(2, "Paint over what should go")
                 canvas = gr.ImageEditor(
                     show_label=False,
-                    height=480,
+                    height=500,
                     format="png",
                     sources=(),
                     transforms=(),
@@ -321,7 +329,7 @@ def build_page(networks: Networks) -> "Blocks":
             with gr.Column():
                 step(3, "Compare and download")
                 slider = gr.ImageSlider(
-                    show_label=False, height=480, format="png", buttons=["fullscreen"], elem_id="result"
+                    show_label=False, height=500, format="png", buttons=["fullscreen"], elem_id="result"
                 )
                 notes = gr.Markdown(elem_id="notes")
                 download = gr.DownloadButton("Download", visible=False, variant="primary", elem_id="download")
@@ -365,20 +373,17 @@ def listen(host: str, port: int) -> socket.socket:
         UserError: if the address is not this machine's, or the port is taken.
     """
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen()
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address[:2], family=family)
     except OSError as error:
         raise UserError(f"--host, --port: cannot listen at {host}:{port}: {error.strerror}") from None
-    return listener
 
 
 def serve(args: argparse.Namespace, folder: str) -> None:
     """Serve the page until the process is told to stop."""
     tempfile.tempdir = folder
-    os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}
+    os.environ |= {name: folder for name in ("GRADIO_TEMP_DIR", "MPLCONFIGDIR")}
+    os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}
     Image.MAX_IMAGE_PIXELS = int(args.max_megapixels * 1e6)  # above it, Picture reads no file
     import gradio as gr
     import uvicorn
@@ -400,6 +405,7 @@ def serve(args: argparse.Namespace, folder: str) -> None:
             footer_links=[], run_history=False, ssr_mode=False, pwa=False, mcp_server=False,
         )  # fmt: skip
         sys.addaudithook(stay_here)
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the folder is removed
         host, port = listener.getsockname()[:2]
         print(f"http://{host}:{port}", flush=True)
         uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])
@@ -407,7 +413,6 @@ def serve(args: argparse.Namespace, folder: str) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Serve the page as the command line says; returns the exit status: 2 for a user's mistake."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         args = parse_args(argv)
         if find_spec("gradio") is None:
