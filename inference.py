@@ -416,6 +416,8 @@ def tiles(needed: np.ndarray, side: int) -> list[tuple[slice, np.ndarray]]:
     what is needed are covered as well.
     """
     found = np.flatnonzero(needed)
+    if not found.size:
+        return []
     low = max(0, int(found[0]) - OVERLAP) // 2 * 2
     high = min(len(needed), int(found[-1]) + 1 + OVERLAP)
     if high - low <= side:
