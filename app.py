@@ -163,6 +163,7 @@ def plain(message: str, *files: str | None) -> str:
     """A message of the command line for the page: a sentence, without flags or the server's folders."""
     for file in filter(None, files):
         message = message.replace(file, Path(file).name)
+    message = message.replace("(--lossless:", "(Options:")
     message = re.sub(r"^--\w+: | ?\(--\w[^)]*\)", "", message)
     return message[:1].upper() + message[1:] + "." * (message[-1:] not in ".?!")
 
@@ -205,7 +206,8 @@ CSS = """
 .step h3 b { display: inline-block; width: 24px; line-height: 24px; margin-right: 8px; border-radius: 12px;
   font-size: 13px; text-align: center; color: white; background: var(--primary-600); }
 #examples > .gallery { display: grid; grid-template-columns: repeat(4, minmax(0, 100px)); gap: 12px; }
-#examples .container, #examples img { width: 100%; height: auto; aspect-ratio: 1; object-fit: cover; }
+#examples .container, #examples img { width: 100%; height: auto; max-width: none;
+  max-height: none; aspect-ratio: 1; object-fit: cover; }
 #canvas button[aria-label="Color"] { display: none; }
 @media (max-width: 640px) { #canvas, #result { height: 400px !important; } }
 """
@@ -325,7 +327,7 @@ def build_page(networks: Networks) -> "Blocks":
                     checkpoint = gr.Dropdown(list(networks), value=next(iter(networks)), label="Checkpoint")
                     dilate = gr.Slider(0, 32, 0, step=1, label="Grow the marked area, pixels")
                     feather = gr.Slider(0, 32, 0, step=1, label="Soften its edge, pixels")
-                    lossless = gr.Checkbox(label="Write JPEG and AVIF as PNG, which keeps all other pixels")
+                    lossless = gr.Checkbox(label="Write JPEG and AVIF as PNG, which keeps every other pixel")
             with gr.Column():
                 step(3, "Compare and download")
                 slider = gr.ImageSlider(
@@ -382,7 +384,7 @@ def listen(host: str, port: int) -> socket.socket:
 def serve(args: argparse.Namespace, folder: str) -> None:
     """Serve the page until the process is told to stop."""
     tempfile.tempdir = folder
-    os.environ |= {name: folder for name in ("GRADIO_TEMP_DIR", "MPLCONFIGDIR")}
+    os.environ |= dict.fromkeys(("GRADIO_TEMP_DIR", "MPLCONFIGDIR"), folder)
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}
     Image.MAX_IMAGE_PIXELS = int(args.max_megapixels * 1e6)  # above it, Picture reads no file
     import gradio as gr
@@ -400,12 +402,14 @@ def serve(args: argparse.Namespace, folder: str) -> None:
 
         page = build_page(load_networks(args)).queue(max_size=100)
         theme = gr.themes.Soft(font=FONTS, font_mono=["ui-monospace", "monospace"])
+        theme.set(
+            block_title_background_fill="none", block_title_padding="0", block_title_text_color="inherit"
+        )
         gr.mount_gradio_app(
             app, page, path="/", theme=theme, css=CSS, max_file_size=args.max_upload * 2**20,
             footer_links=[], run_history=False, ssr_mode=False, pwa=False, mcp_server=False,
         )  # fmt: skip
         sys.addaudithook(stay_here)
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the folder is removed
         host, port = listener.getsockname()[:2]
         print(f"http://{host}:{port}", flush=True)
         uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])
@@ -417,6 +421,7 @@ def main(argv: list[str] | None = None) -> int:
         args = parse_args(argv)
         if find_spec("gradio") is None:
             raise UserError("the page needs gradio: pip install -r requirements-app.txt")
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the folder is removed
         with tempfile.TemporaryDirectory(prefix="inpaint-", ignore_cleanup_errors=True) as folder:
             serve(args, folder)
     except UserError as error:

@@ -163,6 +163,7 @@ def test_a_mistake_is_one_line_and_status_2(
     argv: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
     monkeypatch.setattr(os, "environ", os.environ.copy())
     assert app.main(argv) == 2
