@@ -21,6 +21,7 @@ from conftest import REPOSITORY, photograph
 from PIL import Image
 
 import app
+import page as the_page
 from cli import UserError
 from pictures import Picture, write_chunks
 
@@ -61,27 +62,29 @@ def test_a_picture_is_shown_at_a_size_that_can_be_painted_on(
     tmp_path: Path, shape: tuple[int, int], shown: tuple[int, int]
 ) -> None:
     picture = Picture(Path(save(photograph(*shape), tmp_path / "a.png")))
-    assert app.preview(picture, picture.colors).size == shown[::-1]
+    assert the_page.preview(picture, picture.colors).size == shown[::-1]
 
 
 def test_a_picture_is_shown_upright_over_white_and_with_its_mask_tinted(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[274] = 6  # stored on its side
     turned = Picture(Path(save(photograph(600, 800), tmp_path / "a.jpg", exif=exif)))
-    assert app.preview(turned, turned.colors).size == (600, 800)
+    assert the_page.preview(turned, turned.colors).size == (600, 800)
     pixels = np.zeros((512, 512, 4), np.uint8)
     pixels[:256, :, 3] = 255
     clear = Picture(Path(save(pixels, tmp_path / "b.png")))
-    assert np.asarray(app.preview(clear, clear.colors))[[100, 400], 9].tolist() == [[0] * 3, [255] * 3]
+    assert np.asarray(the_page.preview(clear, clear.colors))[[100, 400], 9].tolist() == [[0] * 3, [255] * 3]
     missing = np.zeros((512, 512), bool)
     missing[:, :9] = True
-    tinted = np.asarray(app.preview(clear, clear.colors, missing))
-    assert tinted[100, 4].tolist() == [round(0.6 * each) for each in app.TINT] and not tinted[100, 9].any()
+    tinted = np.asarray(the_page.preview(clear, clear.colors, missing))
+    assert (
+        tinted[100, 4].tolist() == [round(0.6 * each) for each in the_page.TINT] and not tinted[100, 9].any()
+    )
 
 
 def test_a_deep_grey_picture_is_shown_in_eight_bits_and_three_channels(tmp_path: Path) -> None:
     picture = Picture(Path(save(np.full((512, 512), 32896, np.uint16), tmp_path / "a.png")))
-    assert np.unique(np.asarray(app.preview(picture, picture.colors))).tolist() == [128]
+    assert np.unique(np.asarray(the_page.preview(picture, picture.colors))).tolist() == [128]
 
 
 def test_strokes_are_the_opacity_of_all_layers() -> None:
@@ -89,13 +92,13 @@ def test_strokes_are_the_opacity_of_all_layers() -> None:
     for i, layer in enumerate(layers):
         layer[i, i, 3] = 200
         layer[:, :, :3] = 255
-    painted = app.strokes_of({"background": None, "layers": layers, "composite": None})
+    painted = the_page.strokes_of({"background": None, "layers": layers, "composite": None})
     assert painted is not None and np.argwhere(painted).tolist() == [[0, 0], [1, 1]]
 
 
 @pytest.mark.parametrize("editor", [None, {"layers": []}, {"layers": [np.zeros((4, 5, 4), np.uint8)]}])
 def test_nothing_painted_is_no_strokes(editor: Any) -> None:
-    assert app.strokes_of(editor) is None
+    assert the_page.strokes_of(editor) is None
 
 
 def test_strokes_and_mask_add_up(tmp_path: Path) -> None:
@@ -103,16 +106,16 @@ def test_strokes_and_mask_add_up(tmp_path: Path) -> None:
     mask = np.zeros((60, 80), np.uint8)
     mask[:5] = 255
     path = save(mask, tmp_path / "m.png")
-    how, job = app.open_request(picture, path, strokes((60, 80)), str(tmp_path / "out"))
+    how, job = the_page.open_request(picture, path, strokes((60, 80)), str(tmp_path / "out"))
     assert job.missing.sum() == 5 * 80 + 20 * 30 and how.verify
     assert job.target_file == tmp_path / "out" / "a_filled.png"
-    assert app.open_request(picture, path, None, str(tmp_path))[1].missing.sum() == 5 * 80
+    assert the_page.open_request(picture, path, None, str(tmp_path))[1].missing.sum() == 5 * 80
 
 
 def test_a_lossy_file_is_verified_only_as_png(tmp_path: Path) -> None:
     picture = save(photograph(60, 80), tmp_path / "a.jpg")
-    assert not app.open_request(picture, None, strokes((60, 80)), str(tmp_path))[0].verify
-    how, job = app.open_request(picture, None, strokes((60, 80)), str(tmp_path), lossless=True)
+    assert not the_page.open_request(picture, None, strokes((60, 80)), str(tmp_path))[0].verify
+    how, job = the_page.open_request(picture, None, strokes((60, 80)), str(tmp_path), lossless=True)
     assert how.verify and job.target_file.name == "a_filled.png"
 
 
@@ -121,20 +124,22 @@ def test_a_request_with_nothing_to_fill_is_refused(tmp_path: Path, case: str) ->
     picture = None if case == "no picture" else save(photograph(60, 80), tmp_path / "a.png")
     mask = save(np.zeros((60, 80), np.uint8), tmp_path / "m.png") if case == "black mask" else None
     with pytest.raises(UserError, match="open a picture" if case == "no picture" else "nothing is marked"):
-        app.open_request(picture, mask, None, str(tmp_path))
+        the_page.open_request(picture, mask, None, str(tmp_path))
 
 
 def test_the_page_speaks_without_flags_and_folders() -> None:
-    said = app.plain("--image_path: not a readable image: /tmp/x/a b.png (why)", "/tmp/x/a b.png", None)
+    said = the_page.plain("--image_path: not a readable image: /tmp/x/a b.png (why)", "/tmp/x/a b.png", None)
     assert said == "Not a readable image: a b.png (why)."
-    assert app.plain("its border too: is it inverted? (--invert_mask)") == "Its border too: is it inverted?"
+    assert (
+        the_page.plain("its border too: is it inverted? (--invert_mask)") == "Its border too: is it inverted?"
+    )
 
 
 def test_the_stages_are_drawn_at_most_at_the_size_of_one_piece(networks: Any, tmp_path: Path) -> None:
     picture = save(photograph(300, 1024), tmp_path / "a.png")
-    _, job = app.open_request(picture, None, strokes((300, 1024)), str(tmp_path))
-    pictures = app.explain(networks["default"][0], job)
-    assert [caption for _, caption in pictures] == ["Coarse", *app.CAPTIONS.values()]
+    _, job = the_page.open_request(picture, None, strokes((300, 1024)), str(tmp_path))
+    pictures = the_page.explain(networks["default"][0], job)
+    assert [caption for _, caption in pictures] == ["Coarse", *the_page.CAPTIONS.values()]
     assert {each.shape for each, _ in pictures} == {(150, 512, 3)}
     assert all(each.dtype == np.uint8 and each.std() > 0 for each, _ in pictures)
 
@@ -209,7 +214,7 @@ def handlers(networks: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
     async def build() -> Any:  # in a loop that is closed; outside one, gradio makes some and leaves them
-        return app.build_page(networks)
+        return the_page.build_page(networks)
 
     return {str(function.api_name): function.fn for function in asyncio.run(build()).fns.values()}
 
@@ -416,7 +421,7 @@ def test_a_painted_stroke_is_filled_and_nothing_else_changes(
     pixels = photograph(200, 300)
     upload(page, save(pixels, tmp_path / "small.png"))
     said(page, "300 × 200 pixels, PNG.")
-    scale = paint(page, [(-60, -20), (0, 0), (60, 20)]) * 300 / app.PREVIEW[0]
+    scale = paint(page, [(-60, -20), (0, 0), (60, 20)]) * 300 / the_page.PREVIEW[0]
     page.locator("#fill").click()
     said(page, "pixels filled. Every other pixel is identical.")
     with page.expect_download() as download:

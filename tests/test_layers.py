@@ -59,7 +59,8 @@ EDGES = {
     },
     "test": {"cli", "evaluation", "fill"},
     "quick_train": {"train"},
-    "app": {"cli", "fill", "inference", "masks", "models", "pictures", "utils"},
+    "page": {"cli", "fill", "inference", "masks", "models", "pictures"},
+    "app": {"cli", "inference", "page", "utils"},
 }
 
 
