@@ -93,36 +93,35 @@ def listen(host: str, port: int) -> socket.socket:
         raise UserError(f"--host, --port: cannot listen at {host}:{port}: {error.strerror}") from None
 
 
-def serve(args: argparse.Namespace, folder: str) -> None:
-    """Serve the page until the process is told to stop."""
+def serve(args: argparse.Namespace, networks: Networks, listener: socket.socket, folder: str) -> None:
+    """Serve the page, writing to `folder` only, until the process is told to stop."""
     tempfile.tempdir = folder
     os.environ |= dict.fromkeys(("GRADIO_TEMP_DIR", "MPLCONFIGDIR"), folder)
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}
     Image.MAX_IMAGE_PIXELS = int(args.max_megapixels * 1e6)  # above it, Picture reads no file
-    import gradio as gr
+    import gradio as gr  # which looks at all of these
     import uvicorn
     from fastapi import FastAPI, Request, Response
 
-    with listen(args.host, args.port) as listener:
-        app = FastAPI()
+    app = FastAPI()
 
-        @app.middleware("http")
-        async def guard(request: Request, proceed: Callable[..., Any]) -> Response:
-            response = await proceed(request)
-            response.headers["Content-Security-Policy"] = POLICY
-            return response
+    @app.middleware("http")
+    async def guard(request: Request, proceed: Callable[..., Any]) -> Response:
+        response = await proceed(request)
+        response.headers["Content-Security-Policy"] = POLICY
+        return response
 
-        page = build_page(load_networks(args)).queue(max_size=100)
-        theme = gr.themes.Soft(font=FONTS, font_mono=["ui-monospace", "monospace"])
-        theme.set(block_title_background_fill="none", block_title_padding="0")
-        gr.mount_gradio_app(
-            app, page, path="/", theme=theme, css=CSS, max_file_size=args.max_upload * 2**20,
-            footer_links=[], run_history=False, ssr_mode=False, pwa=False, mcp_server=False,
-        )  # fmt: skip
-        sys.addaudithook(stay_here)
-        host, port = listener.getsockname()[:2]
-        print(f"http://{host}:{port}", flush=True)
-        uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])
+    page = build_page(networks).queue(max_size=100)
+    theme = gr.themes.Soft(font=FONTS, font_mono=["ui-monospace", "monospace"])
+    theme.set(block_title_background_fill="none", block_title_padding="0")
+    gr.mount_gradio_app(
+        app, page, path="/", theme=theme, css=CSS, max_file_size=args.max_upload * 2**20,
+        footer_links=[], run_history=False, ssr_mode=False, pwa=False, mcp_server=False,
+    )  # fmt: skip
+    sys.addaudithook(stay_here)
+    host, port = listener.getsockname()[:2]
+    print(f"http://{host}:{port}", flush=True)
+    uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -131,9 +130,11 @@ def main(argv: list[str] | None = None) -> int:
         args = parse_args(argv)
         if find_spec("gradio") is None:
             raise UserError("the page needs gradio: pip install -r requirements-app.txt")
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the folder is removed
-        with tempfile.TemporaryDirectory(prefix="inpaint-", ignore_cleanup_errors=True) as folder:
-            serve(args, folder)
+        networks = load_networks(args)
+        with listen(args.host, args.port) as listener:
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the folder is removed
+            with tempfile.TemporaryDirectory(prefix="inpaint-", ignore_cleanup_errors=True) as folder:
+                serve(args, networks, listener, folder)
     except UserError as error:
         print(f"app.py: error: {one_line(error)}", file=sys.stderr)
         return 2

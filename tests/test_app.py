@@ -165,12 +165,8 @@ def test_checkpoints_of_one_name_are_told_apart(tmp_path: Path) -> None:
 )
 @needs_gradio
 def test_a_mistake_is_one_line_and_status_2(
-    argv: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", None)
-    monkeypatch.setattr(signal, "signal", lambda *_: None)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
-    monkeypatch.setattr(os, "environ", os.environ.copy())
     assert app.main(argv) == 2
     assert capsys.readouterr().err == f"app.py: error: {message}\n"
 
