@@ -3,7 +3,7 @@ BIN := .venv/bin
 RUN := experiments/demo
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 
-.PHONY: demo test check clean
+.PHONY: demo app test check clean
 
 demo: .venv/installed  ## train, evaluate and inpaint on photographs that come with scikit-image
 	$(BIN)/python quick_train.py --config debug --save_dir $(RUN) --resume auto
@@ -16,6 +16,9 @@ demo: .venv/installed  ## train, evaluate and inpaint on photographs that come w
 	@echo "metrics     $(RUN)/metrics.csv (training), $(RUN)/evaluation/report.md (beside cv2.inpaint)"
 	@echo "pictures    $(RUN)/visualizations/, $(RUN)/evaluation/test_results.png, $(RUN)/inpainted/astronaut.png"
 	@echo "curves      $(BIN)/tensorboard --logdir $(RUN)/logs"
+
+app: .venv/installed-app  ## a page to inpaint in the browser, at http://127.0.0.1:7860
+	$(BIN)/python app.py
 
 test: check  ## what CI runs
 	$(BIN)/python -m pytest --cov --cov-report=term
@@ -30,7 +33,11 @@ check: .venv/installed-dev  ## the fast local form: style and types
 	$(PIP) -r requirements.txt
 	touch $@
 
-.venv/installed-dev: requirements-dev.txt .venv/installed
+.venv/installed-app: requirements-app.txt .venv/installed
+	$(PIP) -r requirements-app.txt
+	touch $@
+
+.venv/installed-dev: requirements-dev.txt requirements-app.txt .venv/installed
 	$(PIP) -r requirements-dev.txt
 	touch $@
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from cli import UserError
 from files import find_images
-from masks import Hole, alpha_hole, box_hole, doctor, feather, grow, read_hole
+from masks import Hole, alpha_hole, box_hole, doctor, feather, grow, painted_hole, read_hole
 from pictures import LOSSY, Picture
 
 if TYPE_CHECKING:  # what is read and refused here needs no torch, which is slow to import
@@ -135,8 +135,17 @@ def list_files(settings: FillSettings) -> list[tuple[Path, Path | None, Path]]:
     return jobs
 
 
-def open_job(settings: FillSettings, image_file: Path, mask_file: Path | None, relative: Path) -> Job | None:
+def open_job(
+    settings: FillSettings,
+    image_file: Path,
+    mask_file: Path | None,
+    relative: Path,
+    strokes: np.ndarray | None = None,
+) -> Job | None:
     """Read an image file and its hole, to be filled and written to `relative` in the folder of results.
+
+    Args:
+        strokes: what was painted over the image, as of `masks.painted_hole`; it adds to the mask, if any.
 
     Returns:
         None if it was there and `skip_existing` asks to leave it.
@@ -158,7 +167,7 @@ def open_job(settings: FillSettings, image_file: Path, mask_file: Path | None, r
     if truth is not None and truth.shape[:2] != picture.colors.shape[:2]:
         sizes = [f"{each.shape[1]}×{each.shape[0]}" for each in (truth, picture.colors)]
         raise UserError(f"--gt_path: is {sizes[0]} pixels, but the image is {sizes[1]}")
-    hole = find_hole(picture, mask_file, settings)
+    hole = find_hole(picture, mask_file, settings, strokes)
     notes = [*picture.notes, *hole.notes]
     if lossy and not settings.lossless:
         notes.append(
@@ -193,9 +202,17 @@ def fill_job(
     return Filled(job, before, job.picture.colors)
 
 
-def find_hole(picture: Picture, mask_file: Path | None, settings: FillSettings) -> Hole:
-    """The hole that the settings ask for: a box, a mask file, or what is transparent in the picture."""
+def find_hole(
+    picture: Picture, mask_file: Path | None, settings: FillSettings, strokes: np.ndarray | None = None
+) -> Hole:
+    """The hole that is asked for: strokes, a box, a mask file, or what is transparent in the picture."""
     shape = picture.colors.shape[0], picture.colors.shape[1]
+    if strokes is not None:
+        painted = painted_hole(strokes, shape)
+        if mask_file is None:
+            return painted
+        masked = find_hole(picture, mask_file, settings)
+        return Hole(painted.missing | masked.missing, masked.notes)
     if settings.box:
         return box_hole(settings.box, shape)
     if mask_file is None:

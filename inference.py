@@ -3,6 +3,7 @@
 import functools
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,12 @@ class Inpainter:
             tile's side. Where memory runs out all the same, the tile is halved.
         flip: average with the completion of the mirrored picture; twice the time.
         passes: completions over the previous one's result; each costs the time of one.
+
+    Attributes:
+        after_run: if set, called after each of the runs that `count_runs` counts, as progress bars want it.
     """
+
+    after_run: Callable[[], None] | None = None
 
     def __init__(
         self,
@@ -234,6 +240,8 @@ class Inpainter:
         if self.flip:
             flipped = self._passes(image.flip(3), mask.flip(3), None if guess is None else guess.flip(3))
             refined = (refined + flipped.flip(3)) / 2
+        if self.after_run is not None:
+            self.after_run()
         return refined[0].permute(1, 2, 0).cpu().numpy()
 
     def _passes(self, image: torch.Tensor, mask: torch.Tensor, prefill: torch.Tensor | None) -> torch.Tensor:
@@ -342,6 +350,21 @@ def crops(hole: np.ndarray, whole: int) -> list[Region]:
     ]
 
 
+def count_runs(hole: np.ndarray, side: int) -> int:
+    """How often `Inpainter.fill` runs the network to fill a hole (H, W) in tiles of `side` pixels."""
+    count = 0
+    for region in crops(hole, side):
+        part = hole[region]
+        while max(part.shape) > side and part.any():
+            for rows, _ in tiles(np.any(part, axis=1), side):
+                columns = [span for span, _ in tiles(np.any(part[rows], axis=0), side)]
+                count += sum(bool(part[rows, span].any()) for span in columns)
+            part = np.pad(part, [(0, length % 2) for length in part.shape], mode="edge")
+            part = part[::2, ::2] & part[1::2, ::2] & part[::2, 1::2] & part[1::2, 1::2]
+        count += bool(part.any())
+    return count
+
+
 def components(areas: np.ndarray, grid: np.ndarray) -> list[Region]:
     """The bounding box of what `grid` holds in each connected area of `areas` that holds anything."""
     _, labels = cv2.connectedComponents(areas, connectivity=8)
@@ -402,6 +425,8 @@ def tiles(needed: np.ndarray, side: int) -> list[tuple[slice, np.ndarray]]:
     what is needed are covered as well.
     """
     found = np.flatnonzero(needed)
+    if not found.size:
+        return []
     low = max(0, int(found[0]) - OVERLAP) // 2 * 2
     high = min(len(needed), int(found[-1]) + 1 + OVERLAP)
     if high - low <= side:

@@ -88,6 +88,19 @@ def box_hole(box: tuple[int, int, int, int], shape: tuple[int, int]) -> Hole:
     return Hole(missing, [])
 
 
+def painted_hole(strokes: np.ndarray, shape: tuple[int, int]) -> Hole:
+    """What was painted over a copy of a picture of `shape` (H, W), from half covered up.
+
+    Args:
+        strokes: opacity (h, w) uint8 of the paint; the copy may be smaller or larger than the picture.
+    """
+    if strokes.shape != shape:
+        larger = strokes.size < shape[0] * shape[1]
+        kind = cv2.INTER_LINEAR if larger else cv2.INTER_AREA
+        strokes = cv2.resize(strokes, shape[::-1], interpolation=kind)
+    return Hole(strokes >= 128, [])
+
+
 def grow(missing: np.ndarray, pixels: int) -> np.ndarray:
     """The hole and `pixels` around it, in a disc."""
     if pixels == 0:

@@ -9,7 +9,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, UnidentifiedImageError
 
 from cli import UserError
 from files import atomic_path
@@ -81,6 +81,8 @@ class Picture:
             raise UserError(f"no such file: {path}") from None
         except (*READ_ERRORS, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0][:120]
+            if isinstance(error, UnidentifiedImageError):
+                reason = "of no known format"
             raise UserError(f"not a readable image: {path} ({reason})") from None
         if several > 1 and self.format != "MPO":
             raise UserError(f"holds {several} pictures, and only single ones can be filled: {path}")

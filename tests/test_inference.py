@@ -311,6 +311,17 @@ def test_less_memory_means_smaller_tiles(network: InpaintingNetwork) -> None:
     assert len(set(sides)) > 2
 
 
+@pytest.mark.parametrize("boxes", [[], [np.s_[3:9, 4:20]], [np.s_[40:700, 30:650], np.s_[880:890, 900:1100]]])
+def test_runs_are_counted_before_they_are_run(network: InpaintingNetwork, boxes: list[Any]) -> None:
+    hole = np.zeros((901, 1203), bool)
+    for box in boxes:
+        hole[box] = True
+    inpainter, runs = Inpainter(network, max_memory=0), []
+    inpainter.after_run = lambda: runs.append(1)
+    inpainter.fill(photograph(*hole.shape), hole)
+    assert len(runs) == inference.count_runs(hole, inpainter.tile) and bool(runs) == bool(boxes)
+
+
 def test_out_of_memory_halves_the_tile_and_goes_on(
     network: InpaintingNetwork, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

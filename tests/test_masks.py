@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from cli import UserError
-from masks import alpha_hole, box_hole, doctor, feather, grow, read_hole
+from masks import alpha_hole, box_hole, doctor, feather, grow, painted_hole, read_hole
 from pictures import Picture
 
 HOLE = np.zeros((20, 30), bool)
@@ -113,3 +113,19 @@ def test_feather_blends_inside_the_hole_only() -> None:
     assert (blended[~missing] == 0).all() and (blended[15:25, 15:25] == 200).all()
     edge = blended[20, 10:16, 0].astype(int)
     assert (np.diff(edge)[:4] > 0).all() and 0 < edge[0] < 80
+
+
+@pytest.mark.parametrize("factor", [1, 4, 0.5])
+def test_what_was_painted_on_a_copy_of_any_size_is_the_hole(factor: float) -> None:
+    """Of even sizes, so that every edge of the hole falls between pixels of the copy."""
+    painted = np.kron(WHITE, np.ones((int(factor),) * 2, np.uint8)) if factor >= 1 else WHITE[::2, ::2]
+    hole = painted_hole(painted, HOLE.shape)
+    differing = hole.missing != HOLE
+    assert not hole.notes and differing.sum() <= (0 if factor >= 1 else 15)
+
+
+def test_a_pixel_is_missing_where_at_least_half_of_it_was_painted() -> None:
+    strokes = np.zeros((2, 4), np.uint8)
+    strokes[:, 0] = 255  # half of the first pixel
+    strokes[0, 2] = 255  # a quarter of the second
+    assert painted_hole(strokes, (1, 2)).missing.tolist() == [[True, False]]

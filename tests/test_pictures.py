@@ -69,6 +69,15 @@ def fill_at_random(picture: Picture) -> np.ndarray:
     return hole
 
 
+def pillow_reads(path: Path) -> bool:
+    with Image.open(path) as image:
+        try:
+            image.load()
+        except OSError:
+            return False
+        return True
+
+
 @pytest.mark.parametrize(("form", "mode"), KINDS)
 def test_known_pixels_mode_profile_and_exif_survive(form: str, mode: str, tmp_path: Path) -> None:
     path, target = tmp_path / f"in.{form}", tmp_path / f"out.{form}"
@@ -77,6 +86,8 @@ def test_known_pixels_mode_profile_and_exif_survive(form: str, mode: str, tmp_pa
     exif.get_ifd(34665)[33434] = 0.01
     exif[34665] = 0
     make(mode).save(path, form, icc_profile=PROFILE, exif=exif if form == "TIFF" else exif.tobytes())
+    if (form, mode) == ("TIFF", "YCbCr") and not pillow_reads(path):
+        pytest.skip("this Pillow does not read the YCbCr TIFF that it writes (12.3 takes it for RGBX)")
     picture = Picture(path)
     hole = fill_at_random(picture)
     picture.save(target)

@@ -1,0 +1,147 @@
+"""Inpaint in the browser: open a picture, paint over what should go, compare, download the result."""
+
+import argparse
+import os
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from cli import OneLineParser, UserError, one_line
+from page import CSS, Networks, build_page
+
+FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica", "Arial", "sans-serif"]
+LOOPBACK = (None, "", "localhost", "127.0.0.1", "::1")
+POLICY = (  # for browsers: nothing comes from, or goes to, another host
+    "default-src 'self' 'unsafe-inline' 'unsafe-eval' blob: data:; frame-ancestors 'self'; form-action 'self'"
+)
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """The command line.
+
+    Raises:
+        UserError: for a flag that is unknown or out of range.
+    """
+    parser = OneLineParser(prog="app.py", description=__doc__)
+    parser.add_argument("--checkpoint", action="append", default=[], metavar="FILE",
+                        help="of train.py, to choose beside those that come along; repeatable")  # fmt: skip
+    parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cuda, cuda:1, mps or cpu")
+    parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="0.0.0.0 for other machines")
+    parser.add_argument("--port", type=int, default=7860, metavar="N", help="0 for any that is free")
+    parser.add_argument(
+        "--max_memory", type=float, default=2.0, metavar="GIB", help="that filling should need"
+    )
+    parser.add_argument("--max_upload", type=int, default=64, metavar="MIB", help="of a file")
+    parser.add_argument("--max_megapixels", type=float, default=50.0, metavar="MP", help="of a picture")
+    args = parser.parse_args(argv)
+    if not 0 <= args.port < 65536:
+        raise UserError(f"--port: must be from 0 to 65535, got {args.port}")
+    for name in ("max_memory", "max_upload", "max_megapixels"):
+        if getattr(args, name) <= 0:
+            raise UserError(f"--{name}: must be above 0, got {getattr(args, name):g}")
+    return args
+
+
+def load_networks(args: argparse.Namespace) -> Networks:
+    """Every checkpoint that can be chosen, by name; those of the command line first.
+
+    Raises:
+        UserError: if one cannot be read.
+    """
+    from inference import WEIGHTS, Inpainter, load_network
+    from utils import select_device
+
+    device = select_device(args.device)
+    networks: Networks = {}
+    for file in [*args.checkpoint, *sorted(WEIGHTS.glob("*.pth"))]:
+        network, state = load_network(file, device)
+        name = Path(file).stem if Path(file).stem not in networks else str(file)
+        inpainter = Inpainter(network, max_memory=args.max_memory * 2**30)
+        networks[name] = inpainter, tuple(state["config"]["mask_coverage"])
+    return networks
+
+
+def stay_here(event: str, arguments: tuple[Any, ...]) -> None:
+    """An audit hook (PEP 578) that refuses every connection of this process to another machine."""
+    if event == "socket.connect" and isinstance(arguments[1], tuple):
+        host = arguments[1][0]
+    elif event == "socket.getaddrinfo":
+        host = arguments[0]
+    else:
+        return
+    if host not in LOOPBACK:
+        raise PermissionError(f"this page stays on this machine, and does not connect to {host}")
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that waits for browsers.
+
+    Raises:
+        UserError: if the address is not this machine's, or the port is taken.
+    """
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address[:2], family=family)
+    except OSError as error:
+        raise UserError(f"--host, --port: cannot listen at {host}:{port}: {error.strerror}") from None
+
+
+def serve(args: argparse.Namespace, networks: Networks, listener: socket.socket, folder: str) -> None:
+    """Serve the page, writing to `folder` only, until the process is told to stop."""
+    tempfile.tempdir = folder
+    os.environ |= dict.fromkeys(("GRADIO_TEMP_DIR", "MPLCONFIGDIR"), folder)
+    os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}
+    Image.MAX_IMAGE_PIXELS = int(args.max_megapixels * 1e6)  # above it, Picture reads no file
+    import gradio as gr  # which looks at all of these
+    import uvicorn
+    from fastapi import FastAPI, Request, Response
+
+    app = FastAPI()
+
+    @app.middleware("http")
+    async def guard(request: Request, proceed: Callable[..., Any]) -> Response:
+        response = await proceed(request)
+        response.headers["Content-Security-Policy"] = POLICY
+        return response
+
+    page = build_page(networks).queue(max_size=100)
+    theme = gr.themes.Soft(font=FONTS, font_mono=["ui-monospace", "monospace"])
+    theme.set(block_title_background_fill="none", block_title_padding="0")
+    gr.mount_gradio_app(
+        app, page, path="/", theme=theme, css=CSS, max_file_size=args.max_upload * 2**20,
+        footer_links=[], run_history=False, ssr_mode=False, pwa=False, mcp_server=False,
+    )  # fmt: skip
+    sys.addaudithook(stay_here)
+    host, port = listener.getsockname()[:2]
+    print(f"http://{host}:{port}", flush=True)
+    uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Serve the page as the command line says; returns the exit status: 2 for a user's mistake."""
+    try:
+        args = parse_args(argv)
+        if find_spec("gradio") is None:
+            raise UserError("the page needs gradio: pip install -r requirements-app.txt")
+        networks = load_networks(args)
+        with listen(args.host, args.port) as listener:
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the folder is removed
+            with tempfile.TemporaryDirectory(prefix="inpaint-", ignore_cleanup_errors=True) as folder:
+                serve(args, networks, listener, folder)
+    except UserError as error:
+        print(f"app.py: error: {one_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,495 @@
+"""The page: what happens to a picture, what is refused, and all of it once more in a browser."""
+
+import asyncio
+import importlib.util
+import os
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import REPOSITORY, photograph
+from PIL import Image
+
+import app
+import page as the_page
+from cli import UserError
+from pictures import Picture, write_chunks
+
+HOLE = np.s_[20:40, 30:60]
+needs_gradio = pytest.mark.skipif(
+    importlib.util.find_spec("gradio") is None, reason="gradio is not installed (requirements-app.txt)"
+)
+BROWSER = shutil.which("chromium")
+needs_browser = pytest.mark.skipif(
+    BROWSER is None or importlib.util.find_spec("playwright") is None,
+    reason="no chromium on the path" if BROWSER is None else "playwright is not installed",
+)
+
+
+def save(pixels: np.ndarray, path: Path, **settings: Any) -> str:
+    Image.fromarray(pixels).save(path, **settings)
+    return str(path)
+
+
+def strokes(shape: tuple[int, int], hole: Any = HOLE) -> np.ndarray:
+    opacity = np.zeros(shape, np.uint8)
+    opacity[hole] = 255
+    return opacity
+
+
+@pytest.fixture(scope="module")
+def networks() -> Any:
+    return app.load_networks(app.parse_args([]))
+
+
+# --- what happens to a picture ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("shape", "shown"), [((1, 1), (512, 512)), ((600, 900), (600, 900)), ((1000, 3000), (427, 1280))]
+)
+def test_a_picture_is_shown_at_a_size_that_can_be_painted_on(
+    tmp_path: Path, shape: tuple[int, int], shown: tuple[int, int]
+) -> None:
+    picture = Picture(Path(save(photograph(*shape), tmp_path / "a.png")))
+    assert the_page.preview(picture, picture.colors).size == shown[::-1]
+
+
+def test_a_picture_is_shown_upright_over_white_and_with_its_mask_tinted(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[274] = 6  # stored on its side
+    turned = Picture(Path(save(photograph(600, 800), tmp_path / "a.jpg", exif=exif)))
+    assert the_page.preview(turned, turned.colors).size == (600, 800)
+    pixels = np.zeros((512, 512, 4), np.uint8)
+    pixels[:256, :, 3] = 255
+    clear = Picture(Path(save(pixels, tmp_path / "b.png")))
+    assert np.asarray(the_page.preview(clear, clear.colors))[[100, 400], 9].tolist() == [[0] * 3, [255] * 3]
+    missing = np.zeros((512, 512), bool)
+    missing[:, :9] = True
+    tinted = np.asarray(the_page.preview(clear, clear.colors, missing))
+    assert (
+        tinted[100, 4].tolist() == [round(0.6 * each) for each in the_page.TINT] and not tinted[100, 9].any()
+    )
+
+
+def test_a_deep_grey_picture_is_shown_in_eight_bits_and_three_channels(tmp_path: Path) -> None:
+    picture = Picture(Path(save(np.full((512, 512), 32896, np.uint16), tmp_path / "a.png")))
+    assert np.unique(np.asarray(the_page.preview(picture, picture.colors))).tolist() == [128]
+
+
+def test_strokes_are_the_opacity_of_all_layers() -> None:
+    layers = [np.zeros((4, 5, 4), np.uint8) for _ in range(2)]
+    for i, layer in enumerate(layers):
+        layer[i, i, 3] = 200
+        layer[:, :, :3] = 255
+    painted = the_page.strokes_of({"background": None, "layers": layers, "composite": None})
+    assert painted is not None and np.argwhere(painted).tolist() == [[0, 0], [1, 1]]
+
+
+@pytest.mark.parametrize("editor", [None, {"layers": []}, {"layers": [np.zeros((4, 5, 4), np.uint8)]}])
+def test_nothing_painted_is_no_strokes(editor: Any) -> None:
+    assert the_page.strokes_of(editor) is None
+
+
+def test_strokes_and_mask_add_up(tmp_path: Path) -> None:
+    picture = save(photograph(60, 80), tmp_path / "a.png")
+    mask = np.zeros((60, 80), np.uint8)
+    mask[:5] = 255
+    path = save(mask, tmp_path / "m.png")
+    how, job = the_page.open_request(picture, path, strokes((60, 80)), str(tmp_path / "out"))
+    assert job.missing.sum() == 5 * 80 + 20 * 30 and how.verify
+    assert job.target_file == tmp_path / "out" / "a_filled.png"
+    assert the_page.open_request(picture, path, None, str(tmp_path))[1].missing.sum() == 5 * 80
+
+
+def test_a_lossy_file_is_verified_only_as_png(tmp_path: Path) -> None:
+    picture = save(photograph(60, 80), tmp_path / "a.jpg")
+    assert not the_page.open_request(picture, None, strokes((60, 80)), str(tmp_path))[0].verify
+    how, job = the_page.open_request(picture, None, strokes((60, 80)), str(tmp_path), lossless=True)
+    assert how.verify and job.target_file.name == "a_filled.png"
+
+
+@pytest.mark.parametrize("case", ["no picture", "no hole", "black mask"])
+def test_a_request_with_nothing_to_fill_is_refused(tmp_path: Path, case: str) -> None:
+    picture = None if case == "no picture" else save(photograph(60, 80), tmp_path / "a.png")
+    mask = save(np.zeros((60, 80), np.uint8), tmp_path / "m.png") if case == "black mask" else None
+    with pytest.raises(UserError, match="open a picture" if case == "no picture" else "nothing is marked"):
+        the_page.open_request(picture, mask, None, str(tmp_path))
+
+
+def test_the_page_speaks_without_flags_and_folders() -> None:
+    said = the_page.plain("--image_path: not a readable image: /tmp/x/a b.png (why)", "/tmp/x/a b.png", None)
+    assert said == "Not a readable image: a b.png (why)."
+    assert (
+        the_page.plain("its border too: is it inverted? (--invert_mask)") == "Its border too: is it inverted?"
+    )
+
+
+def test_the_stages_are_drawn_at_most_at_the_size_of_one_piece(networks: Any, tmp_path: Path) -> None:
+    picture = save(photograph(300, 1024), tmp_path / "a.png")
+    _, job = the_page.open_request(picture, None, strokes((300, 1024)), str(tmp_path))
+    pictures = the_page.explain(networks["default"][0], job)
+    assert [caption for _, caption in pictures] == ["Coarse", *the_page.CAPTIONS.values()]
+    assert {each.shape for each, _ in pictures} == {(150, 512, 3)}
+    assert all(each.dtype == np.uint8 and each.std() > 0 for each, _ in pictures)
+
+
+def test_checkpoints_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    copy = tmp_path / "default.pth"
+    shutil.copy(REPOSITORY / "weights" / "default.pth", copy)
+    named = app.load_networks(app.parse_args(["--checkpoint", str(copy)]))
+    assert next(iter(named)) == "default" and len(named) == 1 + len([*(REPOSITORY / "weights").glob("*.pth")])
+
+
+# --- the command line ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--port", "70000"], "--port: must be from 0 to 65535, got 70000"),
+        (["--max_upload", "0"], "--max_upload: must be above 0, got 0"),
+        (["--checkpoint", "no.pth", "--port", "0"], "--checkpoint: no such file: no.pth"),
+        (["--share"], "unrecognized arguments: --share"),
+    ],
+)
+@needs_gradio
+def test_a_mistake_is_one_line_and_status_2(
+    argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert app.main(argv) == 2
+    assert capsys.readouterr().err == f"app.py: error: {message}\n"
+
+
+def test_without_gradio_the_page_says_how_to_get_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "find_spec", lambda _: None)
+    assert app.main([]) == 2
+    expected = "app.py: error: the page needs gradio: pip install -r requirements-app.txt\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_a_port_that_is_taken_is_refused() -> None:
+    with app.listen("127.0.0.1", 0) as listener:
+        with pytest.raises(UserError, match="cannot listen at 127"):
+            app.listen("127.0.0.1", listener.getsockname()[1])
+
+
+def test_connections_to_other_machines_are_refused() -> None:
+    app.stay_here("socket.connect", (None, ("127.0.0.1", 80)))
+    app.stay_here("socket.connect", (None, "/run/some.socket"))
+    app.stay_here("socket.getaddrinfo", ("localhost", 80, 0, 0, 0))
+    app.stay_here("open", ("example.org", "r", 0))
+    for event, arguments in [
+        ("socket.connect", (None, ("192.0.2.1", 443))),
+        ("socket.getaddrinfo", ("example.org", 443, 0, 0, 0)),
+    ]:
+        with pytest.raises(PermissionError, match="stays on this machine"):
+            app.stay_here(event, arguments)
+
+
+# --- the page, called as the browser calls it ------------------------------------------------------------
+
+
+@pytest.fixture
+def handlers(networks: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the page's controls call, by name."""
+    pytest.importorskip("gradio", reason="gradio is not installed (requirements-app.txt)")
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "gradio"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    async def build() -> Any:  # in a loop that is closed; outside one, gradio makes some and leaves them
+        return the_page.build_page(networks)
+
+    return {str(function.api_name): function.fn for function in asyncio.run(build()).fns.values()}
+
+
+def test_filling_keeps_every_other_pixel_and_tells_how_far_it_is(
+    handlers: dict[str, Any], tmp_path: Path
+) -> None:
+    pixels = photograph(700, 1100)
+    picture = save(pixels, tmp_path / "a.png")
+    layer = np.dstack([strokes((70, 110), np.s_[30:40, 50:60])] * 4)  # painted on a smaller copy
+    steps: list[Any] = []
+    result = handlers["fill"](
+        picture, None, {"layers": [layer]}, "default", 0, 0, False, lambda step, **_: steps.append(step)
+    )
+    slider, said, download = result[:3]
+    assert steps == [0, (0, 1), (1, 1)]
+    assert said == "1.3% of 1100 × 700 pixels filled. Every other pixel is identical."
+    assert [each.size for each in slider] == [(1100, 700)] * 2
+    filled = np.asarray(Image.open(download["value"]))
+    changed = (filled != pixels).any(axis=2)
+    assert changed[310:390, 510:590].mean() > 0.9
+    changed[300:400, 500:600] = False
+    assert not changed.any()
+
+
+def test_what_is_shown_names_size_and_format(handlers: dict[str, Any], tmp_path: Path) -> None:
+    mask = save(strokes((60, 80)), tmp_path / "m.png")
+    visible, canvas, said, *_ = handlers["show"](save(photograph(60, 80), tmp_path / "a.jpg"), mask)
+    assert visible["visible"] and said == "80 × 60 pixels, JPEG." and canvas["background"].size == (512, 384)
+    assert not handlers["show"](None, None)[0]["visible"]
+
+
+def test_the_stages_are_shown_on_demand(handlers: dict[str, Any], tmp_path: Path) -> None:
+    mask, picture = save(strokes((60, 80)), tmp_path / "m.png"), save(photograph(60, 80), tmp_path / "a.png")
+    assert len(handlers["explain"](picture, mask, None, "default", 2)["value"]) == 5
+
+
+@pytest.mark.parametrize("name", ["fill", "explain"])
+def test_what_cannot_be_filled_is_an_error_of_the_page(handlers: dict[str, Any], name: str) -> None:
+    import gradio
+
+    more = [0, False, lambda *_, **__: None] if name == "fill" else []
+    with pytest.raises(gradio.Error, match="Open a picture first"):
+        handlers[name](None, None, None, "default", 0, *more)
+
+
+# --- the server, as a process of its own -----------------------------------------------------------------
+
+WATCH = """
+import os, sys
+log = os.open(os.environ["WATCH_LOG"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+def watch(event, arguments):
+    if event == "open" and isinstance(arguments[0], str):
+        mode, flags = arguments[1] or "", arguments[2] or 0
+        if set(mode) & set("wax+") or flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            os.write(log, f"write {arguments[0]}\\n".encode())
+    elif event in ("os.mkdir", "os.rename", "os.symlink"):
+        os.write(log, f"write {arguments[0 if event == 'os.mkdir' else 1]}\\n".encode())
+    elif event == "socket.connect" and isinstance(arguments[1], tuple):
+        os.write(log, f"connect {arguments[1][0]}\\n".encode())
+    elif event == "socket.getaddrinfo":
+        os.write(log, f"look up {arguments[0]}\\n".encode())
+sys.addaudithook(watch)
+"""
+
+
+class Server:
+    """`app.py` on a free port, with a home, a folder for temporary files and a log of what it touches."""
+
+    def __init__(self, root: Path) -> None:
+        self.temporary, self.log = root / "tmp", root / "log"
+        (root / "watch").mkdir()
+        (root / "watch" / "sitecustomize.py").write_text(WATCH)
+        self.temporary.mkdir()
+        environment = os.environ | {
+            "PYTHONPATH": str(root / "watch"),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "WATCH_LOG": str(self.log),
+            "TMPDIR": str(self.temporary),
+            "HOME": str(root / "home"),
+        }
+        self.errors = (root / "errors").open("w+")
+        self.process = subprocess.Popen(
+            [sys.executable, "app.py", "--port", "0", "--max_upload", "1", "--max_megapixels", "4"],
+            cwd=REPOSITORY,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+            text=True,
+        )
+        assert self.process.stdout is not None
+        self.url = self.process.stdout.readline().strip()
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        self.process.communicate()
+        self.errors.close()
+        return self.process.returncode
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    pytest.importorskip("gradio", reason="gradio is not installed (requirements-app.txt)")
+    running = Server(tmp_path_factory.mktemp("server"))
+    yield running
+    if running.process.poll() is None:
+        running.stop()
+
+
+@needs_gradio
+def test_twenty_requests_at_once_get_each_its_own_answer(server: Server, tmp_path: Path) -> None:
+    from gradio_client import Client, handle_file
+
+    def ask(i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        shape = 60 + i, 90 - i
+        pixels, hole = photograph(*shape, seed=i), strokes(shape, np.s_[10 + i : 30 + i, 20:50])
+        picture, mask = save(pixels, tmp_path / f"{i}.png"), save(hole, tmp_path / f"m{i}.png")
+        asked = (handle_file(picture), handle_file(mask), None, "default", 0, 0, False)
+        answer = client.predict(*asked, api_name="/fill")
+        return pixels, hole > 0, np.asarray(Image.open(answer[2]["value"]))
+
+    client = Client(server.url, verbose=False, download_files=str(tmp_path / "answers"))
+    with ThreadPoolExecutor(20) as pool:
+        answers = list(pool.map(ask, range(20)))
+    client.close()
+    for pixels, hole, filled in answers:
+        assert (filled[~hole] == pixels[~hole]).all() and (filled[hole] != pixels[hole]).any()
+
+
+@needs_gradio
+def test_no_file_of_the_server_and_no_address_is_opened_for_a_browser(server: Server) -> None:
+    import httpx
+
+    for path in ["/etc/hostname", str(REPOSITORY / "README.md"), "http://192.0.2.1/a.png"]:
+        file = {"path": path, "meta": {"_type": "gradio.FileData"}}
+        asked = {"data": [file, file, None, "default", 0, 0, False]}
+        call = httpx.post(f"{server.url}/gradio_api/call/fill", json=asked).json()["event_id"]
+        assert "event: error" in httpx.get(f"{server.url}/gradio_api/call/fill/{call}", timeout=60).text
+        assert httpx.get(f"{server.url}/gradio_api/file={path}").status_code == 403
+
+
+# --- and in a browser ------------------------------------------------------------------------------------
+
+QUIET = "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run"
+QUIET += " --disable-background-networking --disable-component-update --disable-sync"
+PATIENCE = 120_000  # ms; without a graphics card, on a busy machine, the editor is slow
+
+
+@pytest.fixture
+def page(server: Server, tmp_path: Path) -> Iterator[Any]:
+    """A tab that has the page open, with the errors and the addresses that it has seen."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        context = playwright.chromium.launch_persistent_context(
+            tmp_path / "profile",
+            executable_path=BROWSER,
+            args=QUIET.split(),
+            headless=False,  # of the new kind, by its flag
+            viewport={"width": 800, "height": 900},
+        )
+        tab = context.pages[0]
+        tab.set_default_timeout(PATIENCE)
+        tab.errors, tab.addresses = [], []  # type: ignore[attr-defined]
+        tab.on("console", lambda said: tab.errors.append(said.text) if said.type == "error" else None)
+        tab.on("pageerror", lambda error: tab.errors.append(str(error)))
+        context.on("request", lambda request: tab.addresses.append(request.url))
+        tab.goto(server.url)
+        tab.locator("#picture input[type=file]").wait_for(state="attached")
+        yield tab
+        context.close()
+
+
+def upload(page: Any, path: str, place: str = "#picture") -> None:
+    page.locator(f"{place} input[type=file]").set_input_files(path)
+
+
+def paint(page: Any, moves: list[tuple[float, float]]) -> float:
+    """A stroke through points relative to the middle of the picture; returns pixels a shown pixel."""
+    canvas = page.locator("#canvas canvas").first
+    canvas.scroll_into_view_if_needed()
+    page.wait_for_timeout(1500)  # until the picture is fitted into its place
+    box = canvas.bounding_box()
+    middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    zoom = float(page.locator("#canvas").get_by_text("%").first.inner_text().rstrip("%")) / 100
+    for i, (x, y) in enumerate(moves):
+        page.mouse.move(middle[0] + x, middle[1] + y)
+        if i == 0:
+            page.mouse.down()
+    page.mouse.up()
+    return 1 / zoom
+
+
+def said(page: Any, text: str) -> None:
+    """Wait until a text is on the page."""
+    page.get_by_text(text).first.wait_for()
+
+
+@needs_gradio
+@needs_browser
+def test_a_painted_stroke_is_filled_and_nothing_else_changes(
+    page: Any, server: Server, tmp_path: Path
+) -> None:
+    pixels = photograph(200, 300)
+    upload(page, save(pixels, tmp_path / "small.png"))
+    said(page, "300 × 200 pixels, PNG.")
+    scale = paint(page, [(-60, -20), (0, 0), (60, 20)]) * 300 / the_page.PREVIEW[0]
+    page.locator("#fill").click()
+    said(page, "pixels filled. Every other pixel is identical.")
+    with page.expect_download() as download:
+        page.locator("#download").click()
+    assert download.value.suggested_filename == "small_filled.png"
+    with Image.open(download.value.path()) as result:
+        changed = (np.asarray(result) != pixels).any(axis=2)
+    rows, columns = np.nonzero(changed)
+    assert abs(columns.mean() - 150) < 5 and abs(rows.mean() - 100) < 5
+    half_width = (columns.max() - columns.min()) / 2
+    assert 60 * scale < half_width < 120 * scale  # and the width of the brush
+    tilt = np.polyfit(columns, rows, 1)[0]
+    assert abs(tilt - 1 / 3) < 0.15
+    page.get_by_text("Show how it came about").click()
+    said(page, "Attention 3")
+    assert page.errors == []
+    foreign = [url for url in page.addresses if not url.startswith((server.url + "/", "data:", "blob:"))]
+    assert foreign == [] and any("/gradio_api/" in url for url in page.addresses)
+    assert "default-src 'self'" in page.request.get(server.url).headers["content-security-policy"]
+
+
+def bad_file(kind: str, folder: Path) -> str:
+    path = folder / f"{kind}.png"
+    if kind == "text":
+        path.write_text("no picture")
+    elif kind == "bomb":  # of 900 million pixels in a hundred bytes
+        header = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 0, 0, 0, 0)
+        chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(bytes(9))), (b"IEND", b"")]
+        path.write_bytes(write_chunks(chunks))
+    elif kind == "moving":
+        frames = [Image.new("RGB", (9, 9), color) for color in ("red", "blue")]
+        frames[0].save(path, "GIF", save_all=True, append_images=frames[1:])
+    elif kind == "heavy":
+        path.write_bytes(bytes(2**20 + 1))
+    else:
+        Image.new("RGB", (1, 1), "red").save(path)
+    return str(path)
+
+
+@needs_gradio
+@needs_browser
+def test_bad_uploads_give_a_message_and_the_server_goes_on(page: Any, server: Server, tmp_path: Path) -> None:
+    for kind, message in [
+        ("text", "Not a readable image: text.png (of no known format)."),
+        ("bomb", "Not a readable image: bomb.png (Image size (900000000 pixels) exceeds limit"),
+        ("moving", "Holds 2 pictures, and only single ones can be filled: moving.png."),
+        ("heavy", "exceed the maximum allowed size"),
+    ]:
+        upload(page, bad_file(kind, tmp_path))
+        said(page, message)
+        page.reload()
+        page.locator("#picture input[type=file]").wait_for(state="attached")
+    page.locator("#picture input[type=file]").wait_for(state="attached")
+    upload(page, bad_file("tiny", tmp_path))
+    said(page, "1 × 1 pixels, PNG.")
+    page.locator("#fill").click()
+    said(page, "Nothing is marked: paint over what should go, or load a mask.")
+    page.get_by_text("Options").click()
+    upload(page, save(np.full((1, 1), 255, np.uint8), tmp_path / "mask.png"), "#mask")
+    page.locator("#fill").click()
+    said(page, "The mask covers the whole picture: there is nothing to go by.")
+    assert server.process.poll() is None
+
+
+@needs_gradio
+def test_what_the_server_wrote_goes_with_it_and_nothing_was_written_elsewhere(server: Server) -> None:
+    assert any(server.temporary.iterdir())
+    assert server.stop() == 143
+    assert not any(server.temporary.iterdir())
+    touched = {line.strip() for line in server.log.read_text().splitlines()}
+    outside = {
+        each for each in touched if not each.startswith((f"write {server.temporary}", "write /dev/null"))
+    }
+    asked = {"look up 192.0.2.1"}  # by a test, and refused
+    assert outside <= {"look up 127.0.0.1", *asked}
