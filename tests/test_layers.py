@@ -24,7 +24,8 @@ EDGES = {
     "utils": {"cli", "files"},
     "losses": {"utils"},
     "metrics": {"cli", "utils"},
-    "inference": {"cli", "models", "utils"},
+    "onnx_network": {"cli"},
+    "inference": {"cli", "models", "onnx_network", "utils"},
     "fill": {"cli", "files", "inference", "masks", "pictures"},
     "run_folder": {"cli", "config", "files", "utils"},
     "run": {"cli", "config", "inference", "losses", "metric_tracker", "models", "optimizer", "utils"},
@@ -59,6 +60,19 @@ EDGES = {
     },
     "test": {"cli", "evaluation", "fill"},
     "quick_train": {"train"},
+    "exportable": {"models"},
+    "onnx_graph": {"exportable", "models"},
+    "export": {
+        "cli",
+        "config",
+        "exportable",
+        "files",
+        "inference",
+        "models",
+        "onnx_graph",
+        "onnx_network",
+        "utils",
+    },
 }
 
 
