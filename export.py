@@ -3,6 +3,7 @@
 import argparse
 import importlib.util
 import json
+import logging
 import sys
 import warnings
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import torch
 
 from cli import OneLineParser, UserError, one_line
 from config import PRESETS, get_config
-from exportable import to_torchscript
+from exportable import to_exported_program, to_torchscript
 from files import atomic_path
 from inference import find_weights, load_network
 from models import InpaintingNetwork
@@ -74,7 +75,7 @@ def describe(network: InpaintingNetwork, state: dict[str, Any], *, half: bool) -
         "format": FORMAT,
         "preset": ", ".join(presets) or "none",
         "architecture": json.dumps(state["architecture"]),
-        "config": json.dumps(state["config"]),
+        "trained": json.dumps({name: state["config"][name] for name in ("image_size", "mask_coverage")}),
         "weights_sha256": weights_digest(network.state_dict()),
         "precision": "float16" if half else "float32",
         "image": "float32 (batch, 3, height, width), RGB in [0, 1]; any value under the hole",
@@ -95,8 +96,12 @@ def write(
         model = build_model(network, half=half)
         onnx.helper.set_model_props(model, metadata)
         onnx.save(model, path)
-    elif format == "torchscript":
-        extra = {"metadata.json": json.dumps(metadata)}
+        return
+    extra = {"metadata.json": json.dumps(metadata)}
+    if format == "torch_export":
+        with path.open("wb") as file:
+            torch.export.save(to_exported_program(network, half=half), file, extra_files=extra)
+    else:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=FutureWarning)
             torch.jit.save(to_torchscript(network, half=half), str(path), _extra_files=extra)
@@ -107,6 +112,10 @@ def read(path: Path, format: str) -> Completer:
     if format == "onnx":
         network = OnnxNetwork(path, "--output")
         return lambda image, mask: network(image, mask)["output"]
+    if format == "torch_export":
+        logging.getLogger("torch._export.serde").setLevel(logging.ERROR)  # it warns of symbols inside loops
+        with path.open("rb") as file:
+            return torch.export.load(file).module()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning)
         return torch.jit.load(str(path))

@@ -7,14 +7,21 @@ within one completion is arithmetic on indices here, and the loop over the pyram
 
 import copy
 import math
+import operator
 import warnings
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
+import torch._dynamo
+import torch.fx.experimental._config
 import torch.nn.functional as F
 from torch import nn
+from torch._higher_order_ops.while_loop import while_loop
 
-from models import GLOBAL, STRIDE, InpaintingNetwork, MaskQueryCrossAttention, beyond, cover, pool, pull
+from models import GLOBAL, STRIDE, InpaintingNetwork, MaskQueryCrossAttention, beyond, cover, pool
 
+MOST_LEVELS = 17  # of the pyramid: images of up to 65,536 pixels a side
 LARGEST_BLOCK = 256  # tokens a side of a key: images of up to 65,536 pixels a side
 
 
@@ -102,10 +109,13 @@ class Enlarge(nn.Module):
 
 
 class Pull(nn.Module):
-    """`models.pull` as a module."""
+    """`models.pull`, where odd sides get a missing row or column more, which changes no mean."""
 
     def forward(self, image: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return pull(image, mask)
+        border = (0, beyond(image.shape[3], 2), 0, beyond(image.shape[2], 2))
+        share = F.avg_pool2d(1 - F.pad(mask, border, value=1), 2)
+        mean = F.avg_pool2d(F.pad(image, border), 2) / share.clamp_min(0.25)
+        return mean, (share == 0).to(mask.dtype)
 
 
 def examples() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -147,6 +157,101 @@ class Completion(nn.Module):
             else:
                 filled = self.level(filled, images[k], masks[k])
         return torch.where(mask > 0, filled.clamp(0.0, 1.0), image)
+
+
+class PackedCompletion(nn.Module):
+    """The whole network for torch.export, whose loops carry tensors of one shape only: as `Completion`.
+
+    So all levels of the pyramid lie one after the other in one tensor, (B, 4, pixels): image and hole.
+    The completion of a level lies at the beginning of another, (B, 3, pixels).
+    """
+
+    def __init__(self, network: InpaintingNetwork, *, half: bool) -> None:
+        super().__init__()
+        self.pull, self.enlarge, self.level = Pull(), Enlarge(), Level(network, half=half)
+        self.pyramid_base = network.pyramid_base
+
+    def forward(self, image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        height, width = image.shape[-2:]
+        scale = 2 ** torch.arange(MOST_LEVELS)
+        heights, widths = (height + scale - 1) // scale, (width + scale - 1) // scale
+        starts = (heights * widths).cumsum(0) - heights * widths
+        longer = torch.maximum(heights, widths)
+        last, top = (longer > self.pyramid_base).sum(), (longer > 1).sum()
+
+        def read(packed: torch.Tensor, start: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+            h, w = int(at(heights, k).item()), int(at(widths, k).item())
+            torch._check(h >= 1)
+            torch._check(w >= 1)
+            return packed.index_select(2, start + torch.arange(h * w)).unflatten(2, (h, w))
+
+        def write(packed: torch.Tensor, start: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+            return packed.index_copy(2, start + torch.arange(x.shape[2] * x.shape[3]), x.flatten(2))
+
+        def pull_level(k: torch.Tensor, packed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            fine = read(packed, at(starts, k), k)
+            smaller = torch.cat(self.pull(fine[:, :3], fine[:, 3:]), dim=1)
+            return k + 1, write(packed, at(starts, k + 1), smaller)
+
+        def complete_by(level: nn.Module) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+            def complete(k: torch.Tensor, filled: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+                fine = read(levels, at(starts, k), k)
+                below = read(filled, torch.zeros_like(k), (k + 1).clamp_max(MOST_LEVELS - 1))
+                return k - 1, write(filled, torch.zeros_like(k), level(below, fine[:, :3], fine[:, 3:]))
+
+            return complete
+
+        known, hole = image.masked_fill(mask > 0, 0), (mask > 0).to(image.dtype)
+        finest = torch.cat([known, hole], dim=1).flatten(2)
+        space = height * width + 2 * (height + width) + 2 * MOST_LEVELS  # at least what the others need
+        levels = F.pad(finest, (0, space))
+        _, levels = while_loop(lambda k, _: k < top, pull_level, (torch.zeros_like(top), levels))
+        filled = torch.full_like(levels[:, :3], 0.5)
+        k, filled = while_loop(lambda k, _: k > last, complete_by(self.enlarge), (top, filled))
+        k, filled = while_loop(lambda k, _: k >= 0, complete_by(self.level), (k, filled))
+        output = filled[:, :, : height * width].unflatten(2, (height, width)).clamp(0, 1)
+        return torch.where(mask > 0, output, image)
+
+
+def at(table: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    """(1,), the entry `k` (0-dimensional) of a table."""
+    return table.index_select(0, k.reshape(1))
+
+
+def to_exported_program(network: InpaintingNetwork, *, half: bool) -> torch.export.ExportedProgram:
+    """The network as a program of torch.export of image and mask, for any batch and size."""
+    _, image, mask = examples()
+    sides = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
+    module = PackedCompletion(network, half=half).requires_grad_(False).eval()
+    with (
+        torch.enable_grad(),  # takes the explicit softmax: the fused one asks whether there is a single query
+        torch.fx.experimental._config.patch(backed_size_oblivious=True),  # type: ignore[attr-defined]
+        torch._dynamo.config.patch(capture_scalar_outputs=True),
+    ):
+        program = torch.export.export(module, (image, mask), dynamic_shapes=(sides, sides), strict=False)
+    spell_out_sums(program.graph_module)
+    return program
+
+
+def spell_out_sums(program: torch.fx.GraphModule) -> None:
+    """Write sums of sizes as additions: torch.export records `sym_sum`, which it cannot save."""
+    for module in program.modules():
+        if not isinstance(module, torch.fx.GraphModule):
+            continue
+        for node in module.graph.find_nodes(op="call_function", target=torch.sym_sum):
+            total, *terms = cast(list[Any], node.args[0])
+            for term in terms:
+                with module.graph.inserting_before(node):
+                    addition = module.graph.call_function(operator.add, (total, term))
+                addition.meta["val"] = value_of(total) + value_of(term)
+                total = addition
+            node.replace_all_uses_with(total)
+            module.graph.erase_node(node)
+        module.recompile()
+
+
+def value_of(operand: Any) -> Any:
+    return operand.meta["val"] if isinstance(operand, torch.fx.Node) else operand
 
 
 def to_torchscript(network: InpaintingNetwork, *, half: bool) -> torch.jit.ScriptModule:
