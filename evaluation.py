@@ -19,9 +19,10 @@ from cli import UserError
 from dataset import InpaintingDataset, report_unreadable
 from files import atomic_path
 from fill import Filled, FillSettings, Job, fill_folder, fill_job
-from inference import WHOLE, Inpainter, load_network, to_tensor, to_unit
+from inference import WHOLE, Inpainter, Network, load_network, to_tensor, to_unit
 from metrics import MetricsCalculator, lpips_score, mean_interval
 from models import InpaintingNetwork, attention_heatmaps
+from onnx_network import OnnxNetwork
 from packs import PackDataset, bucket_of, make_pack
 from report import by_bucket, to_markdown
 from utils import comparison_grid, heatmap_grid, seed_everything, select_device, weights_digest
@@ -58,23 +59,21 @@ def write_png(pixels: np.ndarray, path: Path) -> None:
 
 
 @torch.no_grad()
-def score_folder(
-    network: InpaintingNetwork, loader: DataLoader, folder: Path, args: argparse.Namespace
-) -> None:
+def score_folder(network: Network, loader: DataLoader, folder: Path, args: argparse.Namespace) -> None:
     """Complete every image; write `outputs/`, both `metrics` and `test_results.png` to `folder`."""
     from torchvision.utils import save_image  # slow to import
 
-    device = next(network.parameters()).device
+    device = network.device
     lpips = {"use_lpips": args.use_lpips, "lpips_weights": args.lpips_weights or None}
-    calculators = {name: MetricsCalculator(**lpips) for name in ("output", "coarse", *FLOORS)}
+    own = ("output",) if isinstance(network, OnnxNetwork) else ("output", "coarse")
+    calculators = {name: MetricsCalculator(**lpips) for name in (*own, *FLOORS)}
     rows: list[dict[str, Any]] = []
     pictures: list[tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]] = []
     for batch in tqdm(loader, desc="evaluating", unit="batch", disable=None):
         image, mask = batch["image"].to(device), batch["mask"].to(device)
         outputs = network(image, mask, return_attention=args.save_attention)
         completions = {
-            "output": outputs["output"],
-            "coarse": torch.where(mask > 0, outputs["coarse"], image),
+            **{name: torch.where(mask > 0, outputs[name], image) for name in own},
             **{name: classical(image, mask, method) for name, method in FLOORS.items()},
         }
         scores = {name: calculators[name].update(each, image, mask) for name, each in completions.items()}
@@ -83,11 +82,11 @@ def score_folder(
             row = {"name": name, "hole_ratio": mask[i].mean().item()}
             row["bucket"] = bucket_of(row["hole_ratio"])
             row |= {metric: values[i] for metric, values in scores["output"].items()}
-            for other in ("coarse", *FLOORS):
+            for other in (*own[1:], *FLOORS):
                 row |= {f"{other}_{metric}": values[i] for metric, values in scores[other].items()}
             row["gain"] = row["psnr"] - max(row[f"{floor}_psnr"] for floor in FLOORS)
             rows.append(row)
-        if args.save_attention:
+        if args.save_attention and isinstance(network, InpaintingNetwork):
             save_attention(network, image, mask, outputs, batch["name"], folder / "attention")
         if len(pictures) * len(image) < MAX_ROWS:
             pictures.append((image, mask, outputs))
@@ -98,7 +97,7 @@ def score_folder(
         masks = f"pack, sha256 {loader.dataset.digest}"
     summary = {
         "checkpoint": str(args.checkpoint),
-        "weights_sha256": weights_digest(network.state_dict()),
+        "weights_sha256": digest_of(network),
         "images": len(rows),
         "image_size": args.image_size,
         "masks": masks,
@@ -128,6 +127,13 @@ def score_folder(
     print(f"pictures, metrics.csv and metrics.json in {folder}")
 
 
+def digest_of(network: Network) -> str:
+    """SHA-256 of the weights; of an exported network, those of the checkpoint that it was made from."""
+    if isinstance(network, OnnxNetwork):
+        return network.metadata["weights_sha256"]
+    return weights_digest(network.state_dict())
+
+
 def save_attention(
     network: InpaintingNetwork,
     image: torch.Tensor,
@@ -148,7 +154,10 @@ def save_attention(
 
 
 def fill(
-    network: InpaintingNetwork, trained: tuple[float, float], args: argparse.Namespace, job: Job | None
+    network: Network,
+    trained: tuple[float, float],
+    args: argparse.Namespace,
+    job: Job | None,
 ) -> int:
     """Fill one image, which was read, or all in a folder; returns the exit status."""
     inpainter = Inpainter(network, max_memory=args.max_memory * 2**30, flip=args.flip, passes=args.passes)
@@ -168,12 +177,12 @@ def fill(
 
 
 @torch.no_grad()
-def describe(network: InpaintingNetwork, done: Filled, args: argparse.Namespace) -> None:
+def describe(network: Network, done: Filled, args: argparse.Namespace) -> None:
     """Score a completion against the truth, if there is one, and draw its stages on a smaller copy."""
     from torchvision.utils import save_image  # slow to import
 
     before, filled, missing, truth = done.before, done.after, done.job.missing, done.job.truth
-    device = next(network.parameters()).device
+    device = network.device
     folder = Path(args.save_dir)
     if truth is not None:
         calculator = MetricsCalculator(use_lpips=args.use_lpips, lpips_weights=args.lpips_weights or None)
@@ -192,8 +201,8 @@ def describe(network: InpaintingNetwork, done: Filled, args: argparse.Namespace)
     )
     small = cv2.resize(missing.astype(np.float32), size, interpolation=cv2.INTER_NEAREST)
     mask = torch.from_numpy(small)[None, None].to(device)
-    outputs = network(image, mask, return_attention=True)
-    if args.save_attention:
+    outputs = network(image, mask, return_attention=args.save_attention)
+    if args.save_attention and isinstance(network, InpaintingNetwork):
         names = [done.job.relative.with_suffix("").as_posix()]
         save_attention(network, image, mask, outputs, names, folder / "attention")
     if truth is not None:
@@ -237,18 +246,24 @@ def run(args: argparse.Namespace, job: Job | None = None) -> int:
         Path(args.save_dir).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--save_dir: cannot write to {args.save_dir}: {error.strerror}") from None
-    network, state = load_network(args.checkpoint, select_device(args.device))
+    network: Network
+    if args.checkpoint.endswith(".onnx"):
+        network = OnnxNetwork(Path(args.checkpoint))
+        trained = network.trained
+    else:
+        network, state = load_network(args.checkpoint, select_device(args.device))
+        trained = state["config"]
     if args.use_lpips:  # find out before anything is written
         probe = torch.zeros(1, 3, 64, 64)
         lpips_score(probe, probe, args.lpips_weights or None)
     if args.image_path:
-        return fill(network, tuple(state["config"]["mask_coverage"]), args, job)
+        return fill(network, tuple(trained["mask_coverage"]), args, job)
     dataset: InpaintingDataset | PackDataset
     if args.pack:
         dataset = PackDataset(Path(args.pack), args.test_root, args.cache_dir)
         args.image_size = dataset.image_size
     else:
-        args.image_size = args.image_size or state["config"]["image_size"]
+        args.image_size = args.image_size or trained["image_size"]
         dataset = InpaintingDataset(
             args.test_root,
             args.image_size,

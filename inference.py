@@ -28,6 +28,7 @@ BASE_BYTES = 400 * 2**20  # what a process takes that has loaded torch and a net
 BYTES_PER_PIXEL = 4300  # of a tile, while the network completes it
 
 Region = tuple[slice, slice]
+Network = InpaintingNetwork | OnnxNetwork
 
 
 def find_weights(name: str | Path | None) -> Path:
@@ -80,7 +81,7 @@ class Inpainter:
 
     def __init__(
         self,
-        network: InpaintingNetwork | OnnxNetwork,
+        network: Network,
         *,
         max_memory: float = 2 * 2**30,
         flip: bool = False,

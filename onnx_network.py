@@ -43,7 +43,7 @@ class OnnxNetwork:
         self.metadata = dict(self.session.get_modelmeta().custom_metadata_map)
         if self.metadata.get("format") != FORMAT:
             raise UserError(f"{flag}: not written by this version's export.py: {path}")
-        self.config = json.loads(self.metadata["config"])
+        self.trained = json.loads(self.metadata["trained"])  # image_size and mask_coverage
         self.device = torch.device("cpu")
 
     def __call__(

@@ -60,7 +60,8 @@ def to_markdown(protocol: dict[str, Any], buckets: dict[str, Summary]) -> str:
         interval = each["gain_interval"]
         gain = f"{each['gain']:+.2f}" + (f" ({interval[0]:+.2f} to {interval[1]:+.2f})" if interval else "")
         cells = [label, str(each["images"])]
-        cells += [f"{values['psnr']:.2f}" for values in (each["output"], each["coarse"], each["best_floor"])]
+        kinds = ("output", "coarse", "best_floor")
+        cells += [f"{each[kind]['psnr']:.2f}" if kind in each else "" for kind in kinds]
         cells += [gain, *(f"{each['output'][name]:.3f} / {each['best_floor'][name]:.3f}" for name in others)]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"

@@ -54,6 +54,7 @@ EDGES = {
         "inference",
         "metrics",
         "models",
+        "onnx_network",
         "packs",
         "report",
         "utils",

@@ -6,6 +6,7 @@ import shlex
 import pytest
 from conftest import REPOSITORY
 
+import export
 import test as evaluation
 from cli import UserError
 from config import PRESETS, parse_config
@@ -39,6 +40,13 @@ def test_every_evaluation_command_parses() -> None:
         evaluation.parse_args(argv)
 
 
+def test_every_export_command_parses() -> None:
+    calls = commands("export")
+    assert len(calls) >= 2
+    for argv in calls:
+        export.parse_args(argv)
+
+
 def test_the_parser_used_here_does_refuse() -> None:
     with pytest.raises(UserError):
         parse_config(["--config", "default", "--no_such_flag"], "quick_train.py", presets=True)
@@ -46,7 +54,7 @@ def test_the_parser_used_here_does_refuse() -> None:
 
 def test_every_flag_that_is_mentioned_exists() -> None:
     known = set()
-    for script in ("train", "test"):
+    for script in ("train", "test", "export"):
         source = (REPOSITORY / f"{script}.py").read_text() + (REPOSITORY / "config.py").read_text()
         known |= set(re.findall(r"\b[a-z_]{2,}\b", source))
     foreign = {"nproc_per_node", "nnodes", "rdzv_backend", "rdzv_endpoint", "rdzv_id"}  # of torchrun
