@@ -104,7 +104,9 @@ def write(
     else:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=FutureWarning)
-            torch.jit.save(to_torchscript(network, half=half), str(path), _extra_files=extra)
+            module = to_torchscript(network, half=half)
+            with path.open("wb") as file:
+                torch.jit.save(module, file, _extra_files=extra)
 
 
 def read(path: Path, format: str) -> Completer:

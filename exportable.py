@@ -40,9 +40,9 @@ class SizeFreeAttention(MaskQueryCrossAttention):
         x = pool(x, factor)
         if self.window != GLOBAL:
             return x
-        members = self.members(x.shape[-2], x.shape[-1]).to(x.dtype)
+        members = self.members(x.shape[-2], x.shape[-1]).float()
         share = members / members.sum(dim=1, keepdim=True).clamp_min(1)
-        return (x.flatten(2) @ share.t())[:, :, None]  # (B, C, 1, keys)
+        return (x.flatten(2) @ share.t().to(x.dtype))[:, :, None]  # (B, C, 1, keys)
 
     def bias(self, mask: torch.Tensor, structure: torch.Tensor | None) -> torch.Tensor:
         bias = super().bias(mask, structure)
