@@ -16,9 +16,10 @@ from files import write_json
 from fill import Filled, FillSettings, Job, fill_folder, fill_job
 from floors import FLOORS
 from frechet import FrechetDistance
-from inference import WHOLE, Inpainter, load_network, to_tensor, to_unit
+from inference import WHOLE, Inpainter, Network, load_network, to_tensor, to_unit
 from metrics import MetricsCalculator, lpips_score
 from models import InpaintingNetwork
+from onnx_network import OnnxNetwork
 from packs import PackDataset, make_pack
 from scoring import ScoreSettings, save_attention, score_folder, summary_lines, versions
 from utils import comparison_grid, seed_everything, select_device, weights_digest
@@ -26,9 +27,7 @@ from utils import comparison_grid, seed_everything, select_device, weights_diges
 DEFAULT_SIZE = 256  # pixels, of a pack
 
 
-def fill(
-    network: InpaintingNetwork, trained: tuple[float, float], args: argparse.Namespace, job: Job | None
-) -> int:
+def fill(network: Network, trained: tuple[float, float], args: argparse.Namespace, job: Job | None) -> int:
     """Fill one image, which was read, or all in a folder; returns the exit status."""
     inpainter = Inpainter(network, max_memory=args.max_memory * 2**30, flip=args.flip, passes=args.passes)
     settings = FillSettings.of(args)
@@ -47,12 +46,12 @@ def fill(
 
 
 @torch.no_grad()
-def describe(network: InpaintingNetwork, done: Filled, args: argparse.Namespace) -> None:
+def describe(network: Network, done: Filled, args: argparse.Namespace) -> None:
     """Score a completion against the truth, if there is one, and draw its stages on a smaller copy."""
     from torchvision.utils import save_image  # slow to import
 
     before, filled, missing, truth = done.before, done.after, done.job.missing, done.job.truth
-    device = next(network.parameters()).device
+    device = network.device
     folder = Path(args.save_dir)
     if truth is not None:
         calculator = MetricsCalculator(use_lpips=args.use_lpips, lpips_weights=args.lpips_weights or None)
@@ -71,8 +70,8 @@ def describe(network: InpaintingNetwork, done: Filled, args: argparse.Namespace)
     )
     small = cv2.resize(missing.astype(np.float32), size, interpolation=cv2.INTER_NEAREST)
     mask = torch.from_numpy(small)[None, None].to(device)
-    outputs = network(image, mask, return_attention=True)
-    if args.save_attention:
+    outputs = network(image, mask, return_attention=args.save_attention)
+    if args.save_attention and isinstance(network, InpaintingNetwork):
         name = done.job.relative.with_suffix("").as_posix()
         save_attention(network, image, mask, outputs, name, folder / "attention")
     if truth is not None:
@@ -99,20 +98,40 @@ def run(args: argparse.Namespace, job: Job | None = None) -> int:
         Path(args.save_dir).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--save_dir: cannot write to {args.save_dir}: {error.strerror}") from None
-    network, state = load_network(args.checkpoint, select_device(args.device))
+    network, trained = open_network(args.checkpoint, select_device(args.device), "--checkpoint")
     if args.use_lpips:  # find out before anything is written
         probe = torch.zeros(1, 3, 64, 64)
         lpips_score(probe, probe, args.lpips_weights or None)
     if args.image_path:
-        return fill(network, tuple(state["config"]["mask_coverage"]), args, job)
-    score(network, state, args)
+        return fill(network, tuple(trained["mask_coverage"]), args, job)
+    score(network, trained, args)
     return 0
 
 
-def score(network: InpaintingNetwork, state: dict[str, Any], args: argparse.Namespace) -> None:
-    """Score a folder of images as `test.py` was told; `state` is the checkpoint's."""
-    device = next(network.parameters()).device
-    against = load_network(args.against, device, "--against")[0] if args.against else None
+def open_network(name: str, device: torch.device, flag: str) -> tuple[Network, dict[str, Any]]:
+    """The network of a checkpoint or of an ONNX file, and the settings that it was trained with.
+
+    Raises:
+        UserError: naming `flag`, if the file cannot be read.
+    """
+    if name.endswith(".onnx"):
+        exported = OnnxNetwork(Path(name), flag)
+        return exported, exported.trained
+    network, state = load_network(name, device, flag)
+    return network, state["config"]
+
+
+def digest_of(network: Network) -> str:
+    """SHA-256 of the weights; of an exported network, those of the checkpoint that it was made from."""
+    if isinstance(network, OnnxNetwork):
+        return network.metadata["weights_sha256"]
+    return weights_digest(network.state_dict())
+
+
+def score(network: Network, trained: dict[str, Any], args: argparse.Namespace) -> None:
+    """Score a folder of images as `test.py` was told; `trained` is of the checkpoint's settings."""
+    device = network.device
+    against = open_network(args.against, device, "--against")[0] if args.against else None
     frechet = FrechetDistance(args.fid_weights or None, device) if args.fid else None
     dataset: InpaintingDataset | PackDataset
     if args.pack:
@@ -120,7 +139,7 @@ def score(network: InpaintingNetwork, state: dict[str, Any], args: argparse.Name
         args.image_size = dataset.image_size
         masks = f"pack, sha256 {dataset.digest}"
     else:
-        args.image_size = args.image_size or state["config"]["image_size"]
+        args.image_size = args.image_size or trained["image_size"]
         dataset = InpaintingDataset(
             args.test_root,
             args.image_size,
@@ -137,14 +156,14 @@ def score(network: InpaintingNetwork, state: dict[str, Any], args: argparse.Name
         masks = args.mask_root or f"drawn, {args.mask_coverage[0]:g} to {args.mask_coverage[1]:g} missing"
     protocol = {
         "checkpoint": str(args.checkpoint),
-        "weights_sha256": weights_digest(network.state_dict()),
+        "weights_sha256": digest_of(network),
         "image_size": args.image_size,
         "masks": masks,
         "seed": args.seed,
         "versions": versions(),
     }
     if against is not None:
-        protocol |= {"against": args.against, "against_sha256": weights_digest(against.state_dict())}
+        protocol |= {"against": args.against, "against_sha256": digest_of(against)}
     settings = ScoreSettings(
         floors=tuple(name for name in FLOORS if args.biharmonic or name != "biharmonic"),
         use_lpips=args.use_lpips,

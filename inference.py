@@ -14,6 +14,7 @@ from PIL import Image
 
 from cli import UserError
 from models import InpaintingNetwork, pull
+from onnx_network import OnnxNetwork
 from utils import load_checkpoint, select_device, weights_digest
 
 WEIGHTS = Path(__file__).parent / "weights"  # those that come with the project
@@ -28,6 +29,7 @@ BASE_BYTES = 400 * 2**20  # what a process takes that has loaded torch and a net
 BYTES_PER_PIXEL = 4300  # of a tile, while the network completes it
 
 Region = tuple[slice, slice]
+Network = InpaintingNetwork | OnnxNetwork
 
 
 def find_weights(name: str | Path | None) -> Path:
@@ -80,7 +82,7 @@ class Inpainter:
     is the prefill of overlapping tiles. Time and memory follow the hole, not the picture.
 
     Args:
-        network: in evaluation mode, on its device.
+        network: in evaluation mode, on its device; or one that was exported to ONNX.
         max_memory: bytes that the process should stay below, the picture's own not counted; it sets the
             tile's side. Where memory runs out all the same, the tile is halved.
         flip: average with the completion of the mirrored picture; twice the time.
@@ -94,7 +96,7 @@ class Inpainter:
 
     def __init__(
         self,
-        network: InpaintingNetwork,
+        network: Network,
         *,
         max_memory: float = 2 * 2**30,
         flip: bool = False,
@@ -103,7 +105,7 @@ class Inpainter:
         if passes < 1:
             raise ValueError(f"passes must be at least 1, got {passes}")
         self.network, self.flip, self.passes = network, flip, passes
-        self.device = next(network.parameters()).device
+        self.device = network.device
         affordable = math.isqrt(max(0, int(max_memory - BASE_BYTES)) // BYTES_PER_PIXEL)
         self.tile = max(SMALLEST_TILE, min(WHOLE, affordable // OVERLAP * OVERLAP))
 
@@ -249,7 +251,7 @@ class Inpainter:
             guess = torch.where(mask > 0, guess, image)
             return self.network.complete_over(guess, image, mask)["refined"].clamp(0, 1)
 
-        refined = self.network(image, mask)["refined"] if prefill is None else over(prefill)
+        refined = self.network(image, mask)["output"] if prefill is None else over(prefill)
         for _ in range(self.passes - 1):
             refined = over(refined)
         return refined

@@ -24,6 +24,16 @@ def resize(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)
 
 
+def cover(side: int, unit: int) -> int:
+    """How many units cover a side: ⌈side / unit⌉, of positive terms because exporters' division truncates."""
+    return (side + unit - 1) // unit
+
+
+def beyond(side: int, unit: int) -> int:
+    """What `side` lacks to be a multiple of `unit`."""
+    return cover(side, unit) * unit - side
+
+
 def zero_module(module: nn.Module) -> nn.Module:
     """Start `module` at zero: the residual that it predicts begins as nothing."""
     for parameter in module.parameters():
@@ -94,7 +104,8 @@ class PartialConv2d(nn.Module):
         window = self.conv.kernel_size[0]
         with torch.no_grad():
             known = 1 - mask.float()
-            count = F.avg_pool2d(known, window, self.stride, self.padding, divisor_override=1)
+            mean = F.avg_pool2d(known, window, self.stride, self.padding)
+            count = (mean * window**2).round()  # not divisor_override=1, which the ONNX exporter drops
             reached = (count > 0).float()
             ratio = reached * window**2 / count.clamp_min(1)
         y = self.conv(x.masked_fill(mask > 0, 0))
@@ -233,7 +244,7 @@ class MaskQueryCrossAttention(nn.Module):
         max_keys: int = 1024,
     ) -> None:
         super().__init__()
-        self.num_heads, self.scale, self.stride = num_heads, scale, stride
+        self.num_heads, self.head_channels, self.scale, self.stride = num_heads, head_channels, scale, stride
         self.window, self.halo, self.max_keys = window, halo, max_keys
         inner = num_heads * head_channels
         self.to_query = nn.Conv2d(channels, inner, 1)
@@ -254,18 +265,17 @@ class MaskQueryCrossAttention(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         tokens = pool(x, self.stride)
         height, width = tokens.shape[-2:]
-        block = self.key_block(height, width)
-        keys = pool(context, self.stride * block)
+        keys = self.pool_keys(context, self.stride)
 
         q = self.split(self.to_query(tokens))  # (B·windows, heads, queries, d)
         k = self.split(self.to_key(keys), halo=self.halo)
         v = self.split(self.to_value(keys), halo=self.halo)
-        bias = self.bias(mask, structure, self.scale * self.stride * block).to(q.dtype)  # (B, heads, h, w)
+        bias = self.bias(mask, structure).to(q.dtype)  # (B, heads, h, w)
         # (B·windows, heads, 1, keys): every query of a window sees the same bias
         bias = self.split(bias, halo=self.halo, outside=-math.inf).transpose(2, 3)
         attention = None
         if return_attention or torch.is_grad_enabled():  # the fused kernels know no gradient of the bias
-            attention = torch.softmax((q @ k.transpose(2, 3)) / math.sqrt(q.shape[-1]) + bias, dim=-1)
+            attention = torch.softmax((q @ k.transpose(2, 3)) / math.sqrt(self.head_channels) + bias, dim=-1)
             y = attention @ v
         else:
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
@@ -281,17 +291,23 @@ class MaskQueryCrossAttention(nn.Module):
     def key_block(self, height: int, width: int) -> int:
         """Tokens a side that make one key: 1 in windows; in global attention, what `max_keys` needs."""
         block = 1
-        while self.window == GLOBAL and -(-height // block) * -(-width // block) > self.max_keys:
+        while self.window == GLOBAL and cover(height, block) * cover(width, block) > self.max_keys:
             block += 1
         return block
 
-    def bias(self, mask: torch.Tensor, structure: torch.Tensor | None, factor: int) -> torch.Tensor:
-        """log κ, plus α·S if there is a gate, of keys of `factor` pixels a side: (B, heads, h, w)."""
-        known = pool(1 - mask.float(), factor)
+    def pool_keys(self, x: torch.Tensor, factor: int) -> torch.Tensor:
+        """Means of x (B, C, H, W) over what each key stands for, a token being `factor` values a side."""
+        height, width = (cover(side, factor) for side in x.shape[-2:])
+        return pool(x, factor * self.key_block(height, width))
+
+    def bias(self, mask: torch.Tensor, structure: torch.Tensor | None) -> torch.Tensor:
+        """log κ, plus α·S if there is a gate, of every key: (B, heads, h, w)."""
+        factor = self.scale * self.stride
+        known = self.pool_keys(1 - mask.float(), factor)
         bias = torch.where(known > 0, torch.log(known.clamp_min(1e-6)), UNKNOWN)
         bias = bias.expand(-1, self.num_heads, -1, -1)
         if self.gate is not None and structure is not None:
-            bias = bias + self.gate(pool(structure, factor))
+            bias = bias + self.gate(self.pool_keys(structure, factor))
         return bias
 
     def heatmap(self, attention: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -301,9 +317,9 @@ class MaskQueryCrossAttention(nn.Module):
         hole = self.split(hole.expand(-1, self.num_heads, -1, -1))  # (B·windows, heads, queries, 1)
         received = (attention.flatten(0, 1) * hole).sum(dim=2).mean(dim=1).unflatten(0, (mask.shape[0], -1))
         if self.is_one_window(height, width):
-            received = received.unflatten(2, (-1, -(-width // self.key_block(height, width))))
+            received = received.unflatten(2, (-1, cover(width, self.key_block(height, width))))
         else:
-            rows, columns = -(-height // self.window), -(-width // self.window)
+            rows, columns = cover(height, self.window), cover(width, self.window)
             size = (rows * self.window + 2 * self.halo, columns * self.window + 2 * self.halo)
             received = F.fold(received.transpose(1, 2), size, self.window + 2 * self.halo, stride=self.window)
             received = received[:, :, self.halo :, self.halo :][:, :, :height, :width]
@@ -313,7 +329,7 @@ class MaskQueryCrossAttention(nn.Module):
         """Cut (B, heads·d, h, w) into (B·windows, heads, tokens, d), with `outside` beyond the border."""
         if self.is_one_window(*x.shape[-2:]):
             return x.unflatten(1, (self.num_heads, -1)).flatten(3).transpose(2, 3)
-        bottom, right = (-x.shape[-2] % self.window, -x.shape[-1] % self.window)
+        bottom, right = (beyond(side, self.window) for side in x.shape[-2:])
         x = F.pad(x, (halo, right + halo, halo, bottom + halo), value=outside)
         size = self.window + 2 * halo
         x = F.unfold(x, size, stride=self.window)  # (B, heads·d·tokens, windows)
@@ -327,7 +343,7 @@ class MaskQueryCrossAttention(nn.Module):
         y = y.transpose(2, 3).flatten(1, 2)  # (B·windows, heads·d, tokens)
         if self.is_one_window(height, width):
             return y.unflatten(2, (height, width))
-        rows, columns = -(-height // self.window), -(-width // self.window)
+        rows, columns = cover(height, self.window), cover(width, self.window)
         y = y.unflatten(0, (-1, rows, columns)).unflatten(4, (self.window, self.window))
         y = y.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
         return y[:, :, :height, :width]
@@ -461,6 +477,10 @@ class InpaintingNetwork(nn.Module):
         self.refinement = ProgressiveRefinementModule(base_channels, use_structure=use_structure_encoder)
         self.refinement_decoder = RefinementDecoder(base_channels, refinement_depth)
 
+    @property
+    def device(self) -> torch.device:
+        return self.embed.weight.device
+
     def forward(
         self, image: torch.Tensor, mask: torch.Tensor, return_attention: bool = False
     ) -> dict[str, Any]:
@@ -488,10 +508,20 @@ class InpaintingNetwork(nn.Module):
     ) -> dict[str, Any]:
         """Complete an image that is 0 under the hole over a guess (B, 3, H, W) of the whole; as `forward`."""
         height, width = image.shape[-2:]
-        border = (0, -width % STRIDE, 0, -height % STRIDE)
+        border = (0, beyond(width, STRIDE), 0, beyond(height, STRIDE))
         if any(border):  # a padding by nothing copies too, and torch.compile mistakes its gradient's layout
             image, prefill = F.pad(image, border), F.pad(prefill, border, mode="replicate")
         hole = F.pad(mask, border, value=1)  # what lies beyond the border is as unknown as the hole
+        outputs = self.complete_padded(prefill, image, hole, return_attention)
+        return {
+            name: value if name == "attention" else value[..., :height, :width]
+            for name, value in outputs.items()
+        }
+
+    def complete_padded(
+        self, prefill: torch.Tensor, image: torch.Tensor, hole: torch.Tensor, return_attention: bool = False
+    ) -> dict[str, Any]:
+        """As `complete_over`, of a height and width that are multiples of `STRIDE`."""
         features, masks = self.encoder(image, hole)
         coarse, decoded = self.coarse_decoder(features, prefill, hole)
         completed = torch.where(hole > 0, coarse, image)
@@ -500,14 +530,9 @@ class InpaintingNetwork(nn.Module):
         f0 = activation(self.embed(torch.cat([2 * completed - 1, hole], dim=1)))
         structure = self.structure_encoder(f0, hole) if self.structure_encoder is not None else None
         stages, attention = self.refinement(f0, context, hole, structure, return_attention)
-        refined = coarse + self.refinement_decoder(stages)
-
-        outputs: dict[str, Any] = {
-            "coarse": coarse[..., :height, :width],
-            "refined": refined[..., :height, :width],
-        }
+        outputs: dict[str, Any] = {"coarse": coarse, "refined": coarse + self.refinement_decoder(stages)}
         if structure is not None:
-            outputs["structure"] = structure[..., :height, :width]
+            outputs["structure"] = structure
         if return_attention:
             outputs["attention"] = attention
         return outputs
@@ -526,7 +551,7 @@ def attention_heatmaps(
         the stages scaled to a largest value of 1.
     """
     height, width = mask.shape[-2:]
-    hole = F.pad(mask, (0, -width % STRIDE, 0, -height % STRIDE), value=1)
+    hole = F.pad(mask, (0, beyond(width, STRIDE), 0, beyond(height, STRIDE)), value=1)
     module = network.refinement
     stages = (module.structure_stage, module.shape_stage, module.texture_stage)
     maps = {"structure": outputs["structure"]} if "structure" in outputs else {}

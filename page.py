@@ -112,7 +112,10 @@ def explain(inpainter: "Inpainter", job: Job) -> list[tuple[np.ndarray, str]]:
     import torch
 
     from inference import WHOLE, to_tensor
-    from models import attention_heatmaps
+    from models import InpaintingNetwork, attention_heatmaps
+
+    network = inpainter.network
+    assert isinstance(network, InpaintingNetwork)  # the page offers checkpoints alone
 
     scale = min(1, WHOLE / max(job.missing.shape))
     size = tuple(max(1, round(side * scale)) for side in job.missing.shape[::-1])
@@ -121,8 +124,8 @@ def explain(inpainter: "Inpainter", job: Job) -> list[tuple[np.ndarray, str]]:
     image = to_tensor(small).expand(-1, 3, -1, -1).to(inpainter.device)
     mask = torch.from_numpy(hole)[None, None].to(inpainter.device)
     with torch.inference_mode():
-        outputs = inpainter.network(image, mask, return_attention=True)
-        heatmaps = attention_heatmaps(inpainter.network, outputs, mask)
+        outputs = network(image, mask, return_attention=True)
+        heatmaps = attention_heatmaps(network, outputs, mask)
         coarse = torch.where(mask > 0, outputs["coarse"], image)[0].clamp(0, 1).permute(1, 2, 0)
     pictures: list[tuple[np.ndarray, str]] = []
     pictures.append(((coarse.cpu().numpy() * 255).round().astype(np.uint8), "Coarse"))

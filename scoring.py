@@ -18,6 +18,7 @@ from files import atomic_path, write_json, write_text
 from floors import FLOORS
 from frechet import FrechetDistance
 from gallery import Against, Entry, gallery_writer, viridis
+from inference import Network
 from metrics import all_metrics
 from models import InpaintingNetwork, attention_heatmaps
 from packs import bucket_of
@@ -50,12 +51,12 @@ class ScoreSettings:
 
 @torch.no_grad()
 def score_folder(
-    network: InpaintingNetwork,
+    network: Network,
     loader: DataLoader,
     folder: Path,
     protocol: dict[str, Any],
     settings: ScoreSettings,
-    against: InpaintingNetwork | None = None,
+    against: Network | None = None,
     frechet: FrechetDistance | None = None,
 ) -> dict[str, Any]:
     """Complete every image; write `outputs/`, the report, `metrics.csv` and pictures to `folder`.
@@ -76,9 +77,11 @@ def score_folder(
     maps = settings.save_attention or settings.gallery
     with contextlib.ExitStack() as stack:
         add = stack.enter_context(open_gallery(folder, protocol)) if settings.gallery else None
-        for name, source, image, mask in items(loader, next(network.parameters()).device):
-            outputs = network(image, mask, return_attention=maps)
-            other = None if against is None else against(image, mask, return_attention=maps)
+        for name, source, image, mask in items(loader, network.device):
+            outputs = network(image, mask, return_attention=maps and isinstance(network, InpaintingNetwork))
+            other = None
+            if against is not None:
+                other = against(image, mask, return_attention=maps and isinstance(against, InpaintingNetwork))
             completions = {"output": outputs["output"]}
             if "coarse" in outputs:
                 completions["coarse"] = torch.where(mask > 0, outputs["coarse"], image)
@@ -94,7 +97,7 @@ def score_folder(
             hole = Scored(name, source, bucket_of(ratio), ratio, scores)
             holes.append(hole)
             write_png(to_bytes(outputs["output"])[0], folder / "outputs" / f"{name}.png")
-            if settings.save_attention:
+            if settings.save_attention and isinstance(network, InpaintingNetwork):
                 save_attention(network, image, mask, outputs, name, folder / "attention")
             if add is not None:
                 pictures = {"truth": to_bytes(image)[0]} | pictures_of(network, outputs, mask)
@@ -107,7 +110,7 @@ def score_folder(
                 )
             if frechet is not None:
                 frechet.update(outputs["output"], image)
-            if len(grids) < MAX_ROWS and "coarse" in outputs:
+            if len(grids) < MAX_ROWS:
                 grids.append(comparison_grid(image, mask, outputs))
 
     distance = {} if frechet is None else {"frechet_distance": frechet.compute()}
@@ -115,8 +118,7 @@ def score_folder(
     write_text(to_csv(holes), folder / "metrics.csv")
     write_json(report, folder / "report.json")
     write_text(to_markdown(report), folder / "report.md")
-    if grids:
-        save_image(torch.cat(grids, dim=1), folder / "test_results.png")
+    save_image(torch.cat(grids, dim=1), folder / "test_results.png")
     return report
 
 
@@ -154,14 +156,12 @@ def open_gallery(
     return gallery_writer(folder / "gallery.html", title="Evaluation", protocol=protocol, labels=labels)
 
 
-def pictures_of(
-    network: InpaintingNetwork, outputs: dict[str, Any], mask: torch.Tensor
-) -> dict[str, np.ndarray]:
+def pictures_of(network: Network, outputs: dict[str, Any], mask: torch.Tensor) -> dict[str, np.ndarray]:
     """What a network shows of one hole, as the gallery names it: (H, W, 3) uint8 each."""
     pictures: dict[str, np.ndarray] = {
         name: to_bytes(outputs[name])[0] for name in ("output", "coarse", "refined") if name in outputs
     }
-    if "attention" in outputs:
+    if isinstance(network, InpaintingNetwork):
         maps = attention_heatmaps(network, outputs, mask)
         pictures |= {name: viridis(heat[0, 0].cpu().numpy()) for name, heat in maps.items()}
     return pictures

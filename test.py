@@ -17,7 +17,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = OneLineParser(prog="test.py", description=__doc__)
     parser.add_argument(
         "--checkpoint", default="default", metavar="FILE",
-        help="of train.py, or the name of one that comes along: default or fast",
+        help="of train.py, the name of one that comes along, or an ONNX file of export.py",
     )  # fmt: skip
     parser.add_argument("--save_dir", default="results", metavar="DIR", help="where everything is written")
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cuda, cuda:1, mps or cpu")
@@ -108,6 +108,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
     if bool(args.test_root) == bool(args.image_path):
         raise UserError("--test_root or --image_path: exactly one of them is required")
+    if args.checkpoint.endswith(".onnx") and (args.save_attention or args.device not in ("auto", "cpu")):
+        flag = "save_attention" if args.save_attention else "device"
+        raise UserError(
+            f"--{flag}: an ONNX file gives the output alone, on the CPU; name the checkpoint it was made from"
+        )
     if (args.make_pack or args.pack) and not args.test_root:
         raise UserError("--make_pack and --pack: --test_root is required with them")
     if args.pack and (args.make_pack or args.mask_root or args.max_images or args.image_size):

@@ -105,6 +105,8 @@ def comparison_grid(
 ) -> torch.Tensor:
     """Six columns, one row an image: Ground Truth | Mask | Masked Input | Coarse | Refined | Final Output.
 
+    An exported network gives the last of them alone: four columns.
+
     Shapes:
         image (B, 3, H, W) in [0, 1], mask (B, 1, H, W), outputs of the network.
         Returns (3, B·(H+2)+2, 6·(W+2)+2).
@@ -112,7 +114,7 @@ def comparison_grid(
     from torchvision.utils import make_grid  # slow to import, needed only for pictures
 
     columns = [image, mask.expand_as(image), image * (1 - mask) + mask]
-    columns += [outputs[name] for name in ("coarse", "refined", "output")]
+    columns += [outputs[name] for name in ("coarse", "refined", "output") if name in outputs]
     cells = torch.stack([column.detach().float().nan_to_num().clamp(0, 1).cpu() for column in columns], dim=1)
     return make_grid(cells.flatten(0, 1), nrow=len(columns), padding=2, pad_value=1.0)
 

@@ -8,6 +8,7 @@ from conftest import REPOSITORY
 
 import ablation
 import app
+import export
 import metric_tracker
 import test as evaluation
 from cli import UserError
@@ -64,6 +65,13 @@ def test_every_command_that_serves_the_page_parses() -> None:
         app.parse_args(argv)
 
 
+def test_every_export_command_parses() -> None:
+    calls = commands("export")
+    assert len(calls) >= 2
+    for argv in calls:
+        export.parse_args(argv)
+
+
 def test_the_parser_used_here_does_refuse() -> None:
     with pytest.raises(UserError):
         parse_config(["--config", "default", "--no_such_flag"], "quick_train.py", presets=True)
@@ -71,7 +79,7 @@ def test_the_parser_used_here_does_refuse() -> None:
 
 def test_every_flag_that_is_mentioned_exists() -> None:
     known = set()
-    for script in ("ablation", "app", "metric_tracker", "test", "train"):
+    for script in ("ablation", "app", "export", "metric_tracker", "test", "train"):
         source = (REPOSITORY / f"{script}.py").read_text() + (REPOSITORY / "config.py").read_text()
         known |= set(re.findall(r"\b[a-z_]+\b", source))
     foreign = {"nproc_per_node", "nnodes", "rdzv_backend", "rdzv_endpoint", "rdzv_id"}  # of torchrun
