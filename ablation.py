@@ -48,7 +48,10 @@ def parse_args(argv: list[str] | None) -> tuple[argparse.Namespace, Config, dict
         help="a setting and its values, in place of the four rows; of several, every combination",
     )  # fmt: skip
     parser.add_argument(
-        "--test_root", default="", metavar="DIR", help="images to be scored (default: those of --val_root)"
+        "--test_root",
+        default="",
+        metavar="DIR",
+        help="images to be scored, all of them (default: --val_root, at most --val_subset)",
     )
     args, rest = parser.parse_known_args(argv)
     if args.num_seeds < 1:
@@ -175,7 +178,7 @@ def main(argv: list[str] | None = None) -> int:
             args.test_root or config.val_root,
             config.image_size,
             training=False,
-            max_images=config.val_subset or None,
+            max_images=None if args.test_root else config.val_subset or None,
             coverage=config.mask_coverage,
             mask_root=config.mask_root,
             invert_mask=config.invert_mask,
