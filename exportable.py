@@ -30,11 +30,17 @@ class SizeFreeAttention(MaskQueryCrossAttention):
 
     Windowed attention cuts small images into windows as well (what lies beyond the border is never heard).
     Global attention always has `max_keys` keys: the means of blocks of tokens come first, the rest has a
-    bias of -∞.
+    bias of -∞. Products are summed in single precision, whatever the weights'.
     """
 
     def is_one_window(self, height: int, width: int) -> bool:
         return self.window == GLOBAL
+
+    def split(self, x: torch.Tensor, *, halo: int = 0, outside: float = 0.0) -> torch.Tensor:
+        return super().split(x.float(), halo=halo, outside=outside)
+
+    def join(self, y: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        return super().join(y, height, width).to(self.to_out.weight.dtype)
 
     def pool_keys(self, x: torch.Tensor, factor: int) -> torch.Tensor:
         x = pool(x, factor)
@@ -42,7 +48,7 @@ class SizeFreeAttention(MaskQueryCrossAttention):
             return x
         members = self.members(x.shape[-2], x.shape[-1]).float()
         share = members / members.sum(dim=1, keepdim=True).clamp_min(1)
-        return (x.flatten(2) @ share.t().to(x.dtype))[:, :, None]  # (B, C, 1, keys)
+        return (x.flatten(2).float() @ share.t()).to(x.dtype)[:, :, None]  # (B, C, 1, keys)
 
     def bias(self, mask: torch.Tensor, structure: torch.Tensor | None) -> torch.Tensor:
         bias = super().bias(mask, structure)
@@ -223,21 +229,28 @@ def to_exported_program(network: InpaintingNetwork, *, half: bool) -> torch.expo
     _, image, mask = examples()
     sides = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
     module = PackedCompletion(network, half=half).requires_grad_(False).eval()
+    module.to(memory_format=torch.contiguous_format)  # saving doubts tensors of another layout
     with (
         torch.enable_grad(),  # takes the explicit softmax: the fused one asks whether there is a single query
         torch.fx.experimental._config.patch(backed_size_oblivious=True),  # type: ignore[attr-defined]
         torch._dynamo.config.patch(capture_scalar_outputs=True),
     ):
         program = torch.export.export(module, (image, mask), dynamic_shapes=(sides, sides), strict=False)
-    spell_out_sums(program.graph_module)
+    make_portable(program.graph_module)
     return program
 
 
-def spell_out_sums(program: torch.fx.GraphModule) -> None:
-    """Write sums of sizes as additions: torch.export records `sym_sum`, which it cannot save."""
+def make_portable(program: torch.fx.GraphModule) -> None:
+    """Make a program fit to be saved: without this machine's file names, and sums of sizes as additions.
+
+    torch.export records the line of code behind every node, and `sym_sum`, which it cannot save.
+    """
     for module in program.modules():
         if not isinstance(module, torch.fx.GraphModule):
             continue
+        for node in module.graph.nodes:
+            for name in ("stack_trace", "nn_module_stack", "source_fn_stack", "from_node"):
+                node.meta.pop(name, None)
         for node in module.graph.find_nodes(op="call_function", target=torch.sym_sum):
             total, *terms = cast(list[Any], node.args[0])
             for term in terms:
