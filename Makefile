@@ -3,7 +3,7 @@ BIN := .venv/bin
 RUN := experiments/demo
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 
-.PHONY: demo app test check clean
+.PHONY: test-slow demo app test check clean
 
 demo: .venv/installed  ## train, evaluate and inpaint on photographs that come with scikit-image
 	$(BIN)/python quick_train.py --config debug --save_dir $(RUN) --resume auto
@@ -22,6 +22,9 @@ app: .venv/installed-app  ## a page to inpaint in the browser, at http://127.0.0
 
 test: check  ## what CI runs
 	$(BIN)/python -m pytest --cov --cov-report=term
+
+test-slow: .venv/installed-dev  ## what takes minutes
+	$(BIN)/python -m pytest -m slow
 
 check: .venv/installed-dev  ## the fast local form: style and types
 	$(BIN)/ruff check .

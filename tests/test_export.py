@@ -125,6 +125,7 @@ def test_torchscript_equals_the_network_at_any_size(network: InpaintingNetwork, 
         assert torch.allclose(completer(image, mask), network(image, mask)["output"], rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow  # a minute and more of tracing
 def test_torch_export_equals_the_network_at_any_size(
     network: InpaintingNetwork, checkpoint: Path, capsys: pytest.CaptureFixture
 ) -> None:
