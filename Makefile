@@ -3,7 +3,7 @@ BIN := .venv/bin
 RUN := experiments/demo
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 
-.PHONY: test-slow demo app test check clean
+.PHONY: demo app test test-slow check clean
 
 demo: .venv/installed  ## train, evaluate and inpaint on photographs that come with scikit-image
 	$(BIN)/python quick_train.py --config debug --save_dir $(RUN) --resume auto
