@@ -23,6 +23,7 @@ LABELS = {
     "psnr": "PSNR (hole), dB",
     "ssim": "SSIM (hole)",
     "boundary_psnr": "PSNR (boundary), dB",
+    "seam_jump": "seam",
     "l1": "L1 (hole)",
     "lpips": "LPIPS",
     "psnr_full": "PSNR (image), dB",
