@@ -340,8 +340,8 @@ def test_the_command_draws_what_it_is_asked_for(tmp_path: Path, monkeypatch: pyt
         ([FIRST, "--save_dir", "x", "--floors", "{tmp}/no.json"], "--floors: cannot read {tmp}/no.json: No such file or directory"),
         ([FIRST, "--save_dir", "x", "--floors", "{tmp}/binary"], "--floors: {tmp}/binary is not JSON"),
         ([FIRST, "--save_dir", "x", "--floors", "{tmp}/list.json"], "--floors: {tmp}/list.json holds no scores of telea or navier_stokes"),
-        ([FIRST, "--floor", "psnr"], "argument --floor: must be METRIC=VALUE:NAME with a metric of psnr, ssim, boundary_psnr, l1, lpips, psnr_full, ssim_full, got psnr"),
-        ([FIRST, "--floor", "psnr=nan:x"], "argument --floor: must be METRIC=VALUE:NAME with a metric of psnr, ssim, boundary_psnr, l1, lpips, psnr_full, ssim_full, got psnr=nan:x"),
+        ([FIRST, "--floor", "psnr"], "argument --floor: must be METRIC=VALUE:NAME with a metric of psnr, ssim, boundary_psnr, seam_jump, l1, lpips, psnr_full, ssim_full, got psnr"),
+        ([FIRST, "--floor", "psnr=nan:x"], "argument --floor: must be METRIC=VALUE:NAME with a metric of psnr, ssim, boundary_psnr, seam_jump, l1, lpips, psnr_full, ssim_full, got psnr=nan:x"),
     ],
 )  # fmt: skip
 def test_mistakes_are_one_line_and_status_2(
