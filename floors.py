@@ -5,7 +5,6 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 import torch
-from skimage.restoration import inpaint_biharmonic
 
 from models import push_pull
 
@@ -47,6 +46,8 @@ def navier_stokes(image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 def biharmonic(image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Damelin and Hoang, "On Surface Completion and Image Inpainting by Biharmonic Functions", 2018, by
     scikit-image; of all the floors the slowest."""
+    from skimage.restoration import inpaint_biharmonic  # slow to import
+
     return each_of(
         image,
         mask,

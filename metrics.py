@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy import stats
 
 from cli import UserError
 from utils import boundary_band, load_trunk
@@ -198,6 +197,8 @@ def mean_interval(
     Bootstrap", The American Statistician 2015, section 3.3. The order of the values does not matter.
     None for fewer than two.
     """
+    from scipy import stats  # slow to import
+
     sample = np.sort(np.asarray(values, dtype=np.float64))
     n = sample.size
     if n < 2:

@@ -22,7 +22,6 @@ from inference import Network
 from metrics import all_metrics
 from models import InpaintingNetwork, attention_heatmaps
 from packs import bucket_of
-from paper_metrics import paper_scores
 from report import Scored, make_report, signed, to_csv, to_markdown
 from utils import comparison_grid, heatmap_grid
 
@@ -145,7 +144,11 @@ def score(
         pred, target, mask, use_lpips=settings.use_lpips, lpips_weights=settings.lpips_weights
     )
     scores = {name: value.item() for name, value in values.items()}
-    return scores | (paper_scores(pred, raw, target) if settings.paper else {})
+    if settings.paper:
+        from paper_metrics import paper_scores  # slow to import
+
+        scores |= paper_scores(pred, raw, target)
+    return scores
 
 
 def open_gallery(
