@@ -32,7 +32,8 @@ LABELS = {
 HIGHER_IS_BETTER = ("psnr", "ssim", "boundary_psnr", "psnr_full", "ssim_full")
 X_LABELS = {"epoch": "epoch", "step": "optimizer steps", "images": "training images seen"}
 FLOOR_NAMES = {"telea": "Telea", "navier_stokes": "Navier-Stokes"}  # of an evaluation; others by their own
-NO_FLOORS = ("output", "coarse", "against", "best_floor")  # of the network, and what is no one method's
+# of the network, what is no one method's, and what lies so low that it would flatten all curves
+NO_FLOORS = ("output", "coarse", "against", "best_floor", "mean_fill")
 
 # Okabe and Ito, "Color Universal Design", 2008, without the yellow, which is faint on white
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -344,7 +345,7 @@ def finish_axis(axis: "Axes", x: str, places: list[float], values: list[float], 
     else:
         axis.ticklabel_format(axis="y", useOffset=False)
     if axis.get_legend_handles_labels()[0]:  # below, where it hides nothing
-        axis.legend(fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.17), frameon=False)
+        axis.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.17), frameon=False)
 
 
 def plain(name: str) -> str:
@@ -403,7 +404,7 @@ def parse_floor(text: str) -> Floor:
 
 
 def read_floors(path: Path) -> list[Floor]:
-    """The scores of the classical methods in an evaluation's `metrics.json`.
+    """The scores of the classical methods in an evaluation's `report.json`.
 
     Raises:
         UserError: if it holds none.
@@ -445,7 +446,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
                              "of a curve's values; 0: as measured")  # fmt: skip
     parser.add_argument("--floor", type=parse_floor, action="append", default=[], metavar="METRIC=VALUE:NAME",
                         help="a horizontal line, psnr=19.66:Telea; may be repeated")  # fmt: skip
-    parser.add_argument("--floors", metavar="FILE", help="metrics.json of test.py: lines of what it lists")
+    parser.add_argument("--floors", metavar="FILE", help="report.json of test.py: lines of what it lists")
     args = parser.parse_args(argv)
     if not 0 <= args.smooth <= 100:
         raise UserError(f"--smooth: must be between 0 and 100 percent, got {args.smooth:g}")
