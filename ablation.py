@@ -192,7 +192,7 @@ def main(argv: list[str] | None = None) -> int:
                 print(f"{row}, seed {each.seed}: run {i + 1} of {len(runs)}", flush=True)
                 seed_everything(each.seed)
                 results[i] = run(row, each, loader)
-            report(list(results.values()), rows, folder)
+                report([results[done] for done in sorted(results)], rows, folder)
         print(report([results[i] for i in range(len(runs))], rows, folder))
     except UserError as error:
         print(f"ablation.py: error: {one_line(error)}", file=sys.stderr)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from floors import CLASSICAL
 from metrics import counts, mean_interval
 
 Summary = dict[str, Any]
@@ -86,7 +87,7 @@ def summarize(holes: list[Scored]) -> Summary:
         if name in summary["output"]
     }
     summary["gain"] = gain(holes, floors)
-    summary["gain_opencv"] = gain(holes, [floor for floor in floors if floor in ("telea", "navier_stokes")])
+    summary["gain_opencv"] = gain(holes, [floor for floor in floors if floor in CLASSICAL])
     for method in ("coarse", "against"):
         if method in holes[0].scores:
             summary[f"gain_{method}"] = gain(holes, [method])

@@ -49,7 +49,7 @@ EDGES = {
     "floors": {"models"},
     "paper_metrics": {"metrics"},
     "frechet": {"cli"},
-    "report": {"metrics"},
+    "report": {"floors", "metrics"},
     "scoring": {
         "files",
         "floors",
