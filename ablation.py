@@ -36,7 +36,7 @@ ROWS: dict[str, dict[str, Any]] = {
 # fmt: on
 # what differs from machine to machine, and makes no other network
 MACHINE = {"train_root", "val_root", "mask_root", "cache_dir", "save_dir", "vgg_weights", "lpips_weights"}
-MACHINE |= {"num_workers", "cache", "device", "resume", "init", "save_minutes", "dry_run"}
+MACHINE |= {"num_workers", "cache", "device", "resume", "save_minutes", "dry_run"}
 
 
 def parse_args(argv: list[str] | None) -> tuple[argparse.Namespace, Config, dict[str, dict[str, Any]]]:
@@ -85,11 +85,14 @@ def settings_of(config: Config) -> dict[str, Any]:
     return json.loads(json.dumps(settings))
 
 
-def finished(folder: Path, config: Config) -> Result | None:
+def finished(folder: Path, config: Config, names: list[str]) -> Result | None:
     """The result of a run that is done.
 
+    Args:
+        names: of the images to be scored.
+
     Raises:
-        UserError: if it is of other settings, or of no result of this project.
+        UserError: if it is of other settings or scored other images, or of no result of this project.
     """
     path = folder / "result.json"
     if not path.exists():
@@ -100,13 +103,18 @@ def finished(folder: Path, config: Config) -> Result | None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"--save_dir: not a result of this project: {path} ({error})") from None
     asked = settings_of(config)
+    settings = settings_of(Config()) | settings  # a setting that came later was at its default
     changed = [
-        f"{name} {settings.get(name)}, not {asked[name]}"
-        for name in asked
-        if settings.get(name) != asked[name]
+        f"{name} {settings[name]!r}, not {value!r}"
+        for name, value in asked.items()
+        if settings[name] != value
     ]
     if changed:
         raise UserError(f"--save_dir: {folder} holds a run of other settings: {'; '.join(changed)}")
+    scored = {hole["name"] for hole in result.holes}
+    if scored != set(names):
+        different = min(scored ^ set(names))
+        raise UserError(f"--save_dir: {folder} holds a run that was scored on other images: {different}")
     return result
 
 
@@ -171,9 +179,6 @@ def main(argv: list[str] | None = None) -> int:
             for row, changes in rows.items():
                 save_dir = folder / row / f"seed_{seed}"
                 runs.append((row, dataclasses.replace(config, seed=seed, save_dir=str(save_dir), **changes)))
-        results = {
-            i: done for i, (_, each) in enumerate(runs) if (done := finished(Path(each.save_dir), each))
-        }
         dataset = InpaintingDataset(
             args.test_root or config.val_root,
             config.image_size,
@@ -186,6 +191,11 @@ def main(argv: list[str] | None = None) -> int:
             flag="--test_root" if args.test_root else "--val_root",
         )
         report_unreadable(dataset)
+        results = {
+            i: done
+            for i, (_, each) in enumerate(runs)
+            if (done := finished(Path(each.save_dir), each, dataset.names))
+        }
         loader = DataLoader(dataset, num_workers=config.num_workers)
         for i, (row, each) in enumerate(runs):
             if i not in results:

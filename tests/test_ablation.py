@@ -132,11 +132,15 @@ def test_every_run_is_made_once_and_resumed(
     capsys.readouterr()
     assert ablation.main([*argv, "--lr=1e-3"]) == 2
     assert "holds a run of other settings: lr 0.0002, not 0.001" in capsys.readouterr().err
+    assert ablation.main([*argv, "--init=default"]) == 2
+    assert "holds a run of other settings: init '', not 'default'" in capsys.readouterr().err
+    assert ablation.main([*argv, "--test_root=sample"]) == 2
+    assert "holds a run that was scored on other images: " in capsys.readouterr().err
 
 
 def test_a_result_that_is_none_is_refused(tmp_path: Path) -> None:
     (tmp_path / "result.json").write_text("{}")
     _, config, _ = ablation.parse_args(SMALL)
     with pytest.raises(UserError, match="not a result of this project"):
-        ablation.finished(tmp_path, config)
-    assert ablation.finished(tmp_path / "none", config) is None
+        ablation.finished(tmp_path, config, [])
+    assert ablation.finished(tmp_path / "none", config, []) is None
