@@ -5,7 +5,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
@@ -16,7 +15,7 @@ from files import write_json
 from fill import Filled, FillSettings, Job, fill_folder, fill_job
 from floors import FLOORS
 from frechet import FrechetDistance
-from inference import WHOLE, Inpainter, Network, load_network, to_tensor, to_unit
+from inference import Inpainter, Network, load_network, small_copy, to_tensor
 from metrics import MetricsCalculator, lpips_score
 from models import InpaintingNetwork
 from onnx_network import OnnxNetwork
@@ -60,16 +59,8 @@ def describe(network: Network, done: Filled, args: argparse.Namespace) -> None:
         scores = calculator.compute()
         write_json({"checkpoint": str(args.checkpoint), "output": scores}, folder / "metrics.json")
         print(", ".join(f"{metric} {value:.4g}" for metric, value in scores.items()))
-    size = tuple(max(1, round(side * min(1, WHOLE / max(missing.shape)))) for side in missing.shape[::-1])
-    image, target = (
-        torch.from_numpy(np.atleast_3d(cv2.resize(to_unit(each), size, interpolation=cv2.INTER_AREA)))
-        .permute(2, 0, 1)[None]
-        .expand(-1, 3, -1, -1)
-        .to(device)
-        for each in (before, before if truth is None else truth)
-    )
-    small = cv2.resize(missing.astype(np.float32), size, interpolation=cv2.INTER_NEAREST)
-    mask = torch.from_numpy(small)[None, None].to(device)
+    image, mask = (each.to(device) for each in small_copy(before, missing))
+    target = image if truth is None else small_copy(truth, missing)[0].to(device)
     outputs = network(image, mask, return_attention=args.save_attention)
     if args.save_attention and isinstance(network, InpaintingNetwork):
         name = done.job.relative.with_suffix("").as_posix()

@@ -319,6 +319,20 @@ def to_tensor(pixels: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(to_unit(pixels).transpose(2, 0, 1)))[None]
 
 
+def small_copy(pixels: np.ndarray, missing: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """A picture and its hole at `WHOLE` pixels a side or less, to draw the stages of its completion.
+
+    Shapes:
+        pixels (H, W, 1 or 3) of any type; missing (H, W) bool. Returns (1, 3, h, w) in [0, 1] and
+        (1, 1, h, w), 1 = missing.
+    """
+    scale = min(1, WHOLE / max(missing.shape))
+    size = tuple(max(1, round(side * scale)) for side in missing.shape[::-1])
+    image = np.atleast_3d(cv2.resize(to_unit(pixels), size, interpolation=cv2.INTER_AREA))
+    mask = cv2.resize(missing.astype(np.float32), size, interpolation=cv2.INTER_NEAREST)
+    return to_tensor(image).expand(-1, 3, -1, -1), torch.from_numpy(mask)[None, None]
+
+
 def crops(hole: np.ndarray, whole: int) -> list[Region]:
     """Regions of a picture that hold its holes and what to look at around them; the holes of none in another.
 

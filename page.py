@@ -14,6 +14,7 @@ from PIL import Image
 
 from cli import UserError, one_line
 from fill import FillSettings, Job, fill_job, open_job
+from gallery import viridis
 from masks import doctor, read_hole
 from pictures import LOSSY, Picture
 
@@ -111,18 +112,13 @@ def explain(inpainter: "Inpainter", job: Job) -> list[tuple[np.ndarray, str]]:
     """Pictures of how a completion comes about, with captions: coarse, S, and where each stage looks."""
     import torch
 
-    from inference import WHOLE, to_tensor
+    from inference import small_copy
     from models import InpaintingNetwork, attention_heatmaps
 
     network = inpainter.network
     assert isinstance(network, InpaintingNetwork)  # the page offers checkpoints alone
 
-    scale = min(1, WHOLE / max(job.missing.shape))
-    size = tuple(max(1, round(side * scale)) for side in job.missing.shape[::-1])
-    small = np.atleast_3d(cv2.resize(job.picture.colors, size, interpolation=cv2.INTER_AREA))
-    hole = cv2.resize(job.missing.astype(np.float32), size, interpolation=cv2.INTER_NEAREST)
-    image = to_tensor(small).expand(-1, 3, -1, -1).to(inpainter.device)
-    mask = torch.from_numpy(hole)[None, None].to(inpainter.device)
+    image, mask = (each.to(inpainter.device) for each in small_copy(job.picture.colors, job.missing))
     with torch.inference_mode():
         outputs = network(image, mask, return_attention=True)
         heatmaps = attention_heatmaps(network, outputs, mask)
@@ -130,8 +126,7 @@ def explain(inpainter: "Inpainter", job: Job) -> list[tuple[np.ndarray, str]]:
     pictures: list[tuple[np.ndarray, str]] = []
     pictures.append(((coarse.cpu().numpy() * 255).round().astype(np.uint8), "Coarse"))
     for name, heat in heatmaps.items():
-        grey = (heat[0, 0].clamp(0, 1).cpu().numpy() * 255).astype(np.uint8)
-        pictures.append((cv2.applyColorMap(grey, cv2.COLORMAP_VIRIDIS)[:, :, ::-1], CAPTIONS[name]))
+        pictures.append((viridis(heat[0, 0].cpu().numpy()), CAPTIONS[name]))
     return pictures
 
 

@@ -20,8 +20,10 @@ import metrics
 from cli import OneLineParser, UserError
 from dataset import random_mask
 from files import atomic_path
+from floors import CLASSICAL, FLOORS
 from image_cache import read_image, resize_image
 from inference import Inpainter, to_tensor
+from scoring import to_bytes
 
 NAMES = (
     "astronaut.png", "brick.png", "camera.png", "chelsea.png", "coffee.png", "grass.png", "gravel.png",
@@ -66,10 +68,8 @@ def main(argv: list[str] | None = None) -> int:
     for number, (name, image) in enumerate(photographs().items()):
         for bucket, coverage in enumerate(BUCKETS):
             hole = random_mask(SIZE, SIZE, coverage, np.random.default_rng([args.seed, number, bucket])) > 0
-            classical = [
-                cv2.inpaint(np.where(hole[:, :, None], 0, image), hole.astype(np.uint8), 3, method)
-                for method in (cv2.INPAINT_TELEA, cv2.INPAINT_NS)
-            ]
+            inputs = to_tensor(image), torch.from_numpy(hole)[None, None].float()
+            classical = [to_bytes(FLOORS[method](*inputs)[0]) for method in CLASSICAL]
             floor = max(classical, key=lambda filled: psnr(filled, image, hole))
             ours = inpainter(image, hole)
             masked = np.where(hole[:, :, None], 255, image)

@@ -93,7 +93,7 @@ EDGES = {
         "train",
         "utils",
     },
-    "page": {"cli", "fill", "inference", "masks", "models", "pictures"},
+    "page": {"cli", "fill", "gallery", "inference", "masks", "models", "pictures"},
     "app": {"cli", "inference", "page", "utils"},
     "exportable": {"models"},
     "onnx_graph": {"exportable", "models"},
