@@ -1,0 +1,105 @@
+"""What each size of the pyramid brings: the prefill that it gets, its coarse decoder, its refinement.
+
+Each size is scored in its own hole against the truth, shrunk to that size. The last column follows one
+hole through all sizes: how right the means over the smallest size's missing pixels are, once that size is
+done. The root mean square of what the bottleneck gives and of the coarse decoder's residual tells whether
+that decoder is alive: one that the training has switched off gives a residual of nothing.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import metrics
+from cli import OneLineParser, UserError
+from dataset import InpaintingDataset
+from inference import load_network
+from models import InpaintingNetwork
+
+
+class Traced(InpaintingNetwork):
+    """Keeps what `complete_over` got and gave, from the smallest size to the image's own."""
+
+    def complete_over(
+        self, prefill: torch.Tensor, image: torch.Tensor, mask: torch.Tensor, return_attention: bool = False
+    ) -> dict:
+        outputs = super().complete_over(prefill, image, mask, return_attention)
+        self.trace.append((mask, image, prefill, outputs["coarse"], outputs["refined"]))
+        return outputs
+
+    def forward(self, image: torch.Tensor, mask: torch.Tensor, return_attention: bool = False) -> dict:
+        self.trace: list[tuple[torch.Tensor, ...]] = []
+        return super().forward(image, mask, return_attention)
+
+
+def shrink(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Means of x over what each pixel of `like` stands for."""
+    return F.adaptive_avg_pool2d(x, (like.shape[-2], like.shape[-1]))
+
+
+def score(network: InpaintingNetwork, image: torch.Tensor, mask: torch.Tensor) -> list[list[float]]:
+    """PSNR of prefill, coarse and refined, then of the smallest size's hole: one row a size."""
+    assert isinstance(network, Traced)
+    network(image, mask)
+    smallest = network.trace[0][0]
+    rows = []
+    for hole, known, *stages in network.trace:
+        truth = shrink(image, like=hole)
+        filled = torch.where(hole > 0, stages[-1], known)
+        means, right = shrink(filled, like=smallest), shrink(image, like=smallest)
+        pairs = [(stage, truth, hole) for stage in stages] + [(means, right, smallest)]
+        rows.append([metrics.psnr(a, b, where).item() if where.any() else np.nan for a, b, where in pairs])
+    return rows
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = OneLineParser(prog="pyramid.py", description=__doc__.splitlines()[0])
+    parser.add_argument("checkpoint", nargs="?", default="default", metavar="FILE", help="as of test.py")
+    parser.add_argument("--test_root", default="sample", metavar="DIR", help="images")
+    parser.add_argument("--image_size", type=int, default=256, metavar="PIXELS", help="side of the crops")
+    parser.add_argument("--max_images", type=int, default=40, metavar="IMAGES", help="at most so many")
+    parser.add_argument("--mask_coverage", type=float, nargs=2, default=(0.2, 0.4), help="missing shares")
+    parser.add_argument("--cache_dir", default="", metavar="DIR", help="where decoded images are kept")
+    try:
+        args = parser.parse_args(argv)
+        network, _ = load_network(args.checkpoint, torch.device("cpu"))
+        dataset = InpaintingDataset(
+            args.test_root,
+            args.image_size,
+            training=False,
+            max_images=args.max_images,
+            coverage=tuple(args.mask_coverage),
+            cache_dir=args.cache_dir,
+        )
+    except UserError as error:
+        print(f"pyramid.py: error: {error}", file=sys.stderr)
+        return 2
+    torch.set_flush_denormal(True)
+    network.__class__ = Traced
+    strength: dict[str, list[float]] = {"bottleneck": [], "to_rgb": []}
+    for name, values in strength.items():
+        module = getattr(network.coarse_decoder, name)
+        module.register_forward_hook(lambda _, __, y, v=values: v.append(y.square().mean().sqrt().item()))
+    with torch.no_grad():
+        items = (dataset[i] for i in range(len(dataset)))
+        scores = [score(network, item["image"][None], item["mask"][None]) for item in items]
+    assert isinstance(network, Traced)
+    sides = [max(each[0].shape[-2:]) for each in network.trace]
+    means = np.nanmean(np.array(scores), axis=0)
+    rms = [np.reshape(values, (-1, len(sides))).mean(axis=0) for values in strength.values()]
+    print(f"n {len(scores)}, {args.mask_coverage[0]:.0%} to {args.mask_coverage[1]:.0%} missing; PSNR in dB")
+    print(f"| size | prefill | coarse | refined | of means at {sides[0]} px | bottleneck | residual |")
+    print("|---|---|---|---|---|---|---|")
+    for side, row, bottleneck, residual in zip(sides, means, *rms, strict=True):
+        cells = [f"{side}", *(f"{value:.2f}" for value in row), f"{bottleneck:.2f}", f"{residual:.4f}"]
+        print(f"| {' | '.join(cells)} |")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
