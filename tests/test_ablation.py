@@ -109,6 +109,7 @@ def test_every_run_is_made_once_and_resumed(
         return train(config)
 
     monkeypatch.setattr(ablation, "train", train_and_count)
+    monkeypatch.setattr("metric_tracker.MetricsTracker.draw", lambda *_: None)  # slow
     assert ablation.main(argv) == 0
     assert trained == [(False, 42), (True, 42), (False, 43), (True, 43)]
     table = (tmp_path / "ablation.md").read_text()

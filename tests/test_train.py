@@ -27,7 +27,7 @@ MUON = {"optimizer": "muon", "base_channels": 16}
 
 
 @pytest.fixture
-def config(folder: Path, tmp_path: Path) -> Config:
+def drawn_config(folder: Path, tmp_path: Path) -> Config:
     return get_config(
         "debug",
         base_channels=4,
@@ -40,6 +40,13 @@ def config(folder: Path, tmp_path: Path) -> Config:
         val_subset=3,
         device="cpu",
     )
+
+
+@pytest.fixture
+def config(drawn_config: Config, monkeypatch: pytest.MonkeyPatch) -> Config:
+    """The same without its curves, which take longer to draw than so short a run to train."""
+    monkeypatch.setattr("metric_tracker.MetricsTracker.draw", lambda *_: None)
+    return drawn_config
 
 
 def state_of(folder: Path, name: str = "last.pth") -> dict[str, Any]:
@@ -83,8 +90,10 @@ def test_the_average_forgets_its_first_steps() -> None:
     assert average.item() == pytest.approx(0.1)
 
 
-def test_a_run_leaves_what_the_readme_promises(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
-    config = dataclasses.replace(config, checkpoint_interval=2, val_interval=2)
+def test_a_run_leaves_what_the_readme_promises(
+    drawn_config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = dataclasses.replace(drawn_config, checkpoint_interval=2, val_interval=2)
     best = train(config)
     folder = Path(config.save_dir)
     names = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
