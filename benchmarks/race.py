@@ -228,6 +228,49 @@ class QuarterSizeDecoder(CoarseDecoder):
         return prefill + self.to_rgb(d1), [d1, d2, d3]
 
 
+class EverySize(InpaintingNetwork):
+    """In training also gives what the smaller copies became, for `EverySizeLoss`."""
+
+    def complete(self, image: torch.Tensor, mask: torch.Tensor, return_attention: bool = False) -> dict:
+        outputs = super().complete(image, mask, return_attention)
+        self.sizes.append((mask, outputs["coarse"], outputs["refined"]))
+        return outputs
+
+    def forward(self, image: torch.Tensor, mask: torch.Tensor, return_attention: bool = False) -> dict:
+        self.sizes: list[tuple[torch.Tensor, ...]] = []
+        outputs = super().forward(image, mask, return_attention)
+        *smaller, _ = self.sizes
+        self.sizes = []  # nothing of a graph stays behind
+        return outputs | ({"smaller": smaller} if self.training else {})
+
+
+class EverySizeLoss(InpaintingLoss):
+    """Adds 0.3 times the reconstruction losses of each smaller copy, coarse and refined, if there are any."""
+
+    def forward(
+        self,
+        outputs: dict,
+        target: torch.Tensor,
+        mask: torch.Tensor,
+        epoch: float = 0,
+        total_epochs: float = 1,
+    ) -> dict[str, torch.Tensor]:
+        losses = super().forward(outputs, target, mask, epoch, total_epochs)
+        for hole, *completions in outputs.get("smaller", []):
+            truth = models.pool(target, target.shape[-1] // hole.shape[-1])
+            has_hole = hole.amax(dim=(1, 2, 3))
+            for completion in completions:
+                distance = self.reconstruction(completion.float(), truth, hole)
+                losses["total"] = losses["total"] + 0.3 * (distance * has_hole).mean()
+        return losses
+
+
+def every_size() -> InpaintingNetwork:
+    network = channel_normed(EverySize(40))
+    network.coarse_decoder = QuarterSizeDecoder(40, bottleneck_depth=2, blocks=1)
+    return network
+
+
 def joined(decoder: CoarseDecoder | None = None, **changes: int) -> InpaintingNetwork:
     network = channel_normed(Joined(), **changes)
     if decoder is not None:
@@ -255,6 +298,7 @@ VARIANTS: dict[str, Callable[[], InpaintingNetwork]] = {
     ),
     "deeper_16": lambda: bottleneck(ResidualBlock(160), Deeper(160), ResidualBlock(160)),
     "channel_normed": channel_normed,
+    "every_size": every_size,
     "joined": joined,
     "joined_quarter_size": lambda: joined(QuarterSizeDecoder(40, bottleneck_depth=2, blocks=2)),
     "joined_refinement_3": lambda: joined(depth=1, refinement=3),
@@ -305,7 +349,7 @@ def main() -> None:
     seed_everything(config.seed)
     run = Run(config, torch.device("cpu"), model=VARIANTS[args.variant]())
     weights = {name: getattr(config, name) for name in vars(config) if name.startswith("lambda_")}
-    criterion = InpaintingLoss(**weights, reconstruction=config.reconstruction)
+    criterion = EverySizeLoss(**weights, reconstruction=config.reconstruction)
     images: dict[int, int] = {}
     start, progress = time.process_time(), 0.0
     while progress < 1:
