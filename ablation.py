@@ -21,6 +21,7 @@ from config import Config, parse_config, parse_field
 from dataset import InpaintingDataset, report_unreadable
 from files import write_json, write_text
 from inference import network_of
+from losses import InpaintingLoss
 from packs import bucket_of
 from scoring import ScoreSettings, items, score
 from train import Interrupted, train
@@ -126,13 +127,15 @@ def run(row: str, config: Config, loader: DataLoader) -> Result:
     state = load_checkpoint(last, "--save_dir")
     device = select_device(config.device)
     network = network_of(state, last, "--save_dir", device)
+    criterion = InpaintingLoss(boundary_width=config.boundary_width).to(device)
     settings = ScoreSettings((), config.use_lpips, config.lpips_weights or None)
     holes = []
     for name, _, image, mask in items(loader, device):
         with torch.no_grad():
-            output = network(image, mask)["output"]
+            outputs = network(image, mask)
+            corner_loss = criterion(outputs, image, mask)["corner"].item()
         ratio = mask.double().mean().item()
-        scores = score(output, None, image, mask, settings)
+        scores = score(outputs["output"], None, image, mask, settings) | {"corner_loss": corner_loss}
         holes.append({"name": name, "bucket": bucket_of(ratio), "hole_ratio": ratio, **scores})
     counters = state["counters"]
     result = Result(

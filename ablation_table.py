@@ -19,6 +19,7 @@ METRICS = {  # title, digits
     "ssim": ("SSIM", 4),
     "l1": ("L1", 5),
     "lpips": ("LPIPS", 4),
+    "corner_loss": ("corner loss", 5),
 }
 
 
@@ -48,6 +49,11 @@ class Result:
 
     def buckets(self) -> list[str]:
         return sorted({hole["bucket"] for hole in self.holes}, key=lambda label: (len(label), label))
+
+
+def metrics_of(results: list[Result]) -> list[str]:
+    """The metrics that all results have: older ones may lack some."""
+    return [name for name in METRICS if all(name in result.holes[0] for result in results)]
 
 
 def over_seeds(values: Sequence[float]) -> tuple[float, float]:
@@ -82,7 +88,7 @@ def to_markdown(results: list[Result]) -> str:
     """One row a variant: training, every metric, and its difference from the first row."""
     rows = rows_of(results)
     first_name, first = next(iter(rows.items()))
-    names = list(results[0].means())
+    names = metrics_of(results)
     header = ["row", "seeds", "images", "minutes", *(METRICS[name][0] for name in names)]
     header += [f"{METRICS[name][0]} over {first_name}" for name in names]
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
@@ -125,13 +131,13 @@ def bucket_lines(rows: dict[str, dict[int, Result]]) -> list[str]:
 def to_csv(results: list[Result]) -> str:
     """One row a run."""
     text = io.StringIO()
-    names = ["row", "seed", "steps", "images", "minutes", *results[0].means(), "weights_sha256"]
+    metrics = metrics_of(results)
+    names = ["row", "seed", "steps", "images", "minutes", *metrics, "weights_sha256"]
     writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
     for result in results:
-        writer.writerow(
-            {name: getattr(result, name) for name in names if hasattr(result, name)} | result.means()
-        )
+        counts = {name: getattr(result, name) for name in names if hasattr(result, name)}
+        writer.writerow(counts | {name: value for name, value in result.means().items() if name in metrics})
     return text.getvalue()
 
 

@@ -98,6 +98,14 @@ def test_mistakes_are_one_line(
     assert not (tmp_path / "a").exists()
 
 
+def test_a_metric_that_older_results_lack_is_left_out() -> None:
+    for hole in (newer := result("full", 3, [20, 20])).holes:
+        hole["corner_loss"] = 0.01
+    assert "| corner loss |" in to_markdown([newer])
+    for text in (to_markdown([newer, *RESULTS]), to_csv([newer, *RESULTS])):
+        assert "corner" not in text and "20" in text
+
+
 def test_every_run_is_made_once_and_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -116,6 +124,7 @@ def test_every_run_is_made_once_and_resumed(
     assert table in capsys.readouterr().out
     results = [json.loads(path.read_text()) for path in sorted(tmp_path.rglob("result.json"))]
     assert len(results) == 4 and len({each["weights_sha256"] for each in results}) == 4
+    assert all(hole["corner_loss"] > 0 for each in results for hole in each["holes"])
     holes = {tuple((hole["name"], hole["hole_ratio"]) for hole in each["holes"]) for each in results}
     assert len(holes) == 1  # the same holes for all rows and seeds
     assert not any("root" in name for each in results for name in each["settings"])

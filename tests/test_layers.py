@@ -88,6 +88,7 @@ EDGES = {
         "dataset",
         "files",
         "inference",
+        "losses",
         "packs",
         "scoring",
         "train",
