@@ -16,9 +16,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import metrics
-from cli import OneLineParser, UserError
-from dataset import InpaintingDataset
-from inference import load_network
+from benchmarks.holes import Holes, parse_holes
+from cli import UserError
 from models import InpaintingNetwork, MaskQueryCrossAttention
 from utils import dilate
 
@@ -48,36 +47,18 @@ def perplexity(attention: torch.Tensor) -> tuple[float, float]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = OneLineParser(prog="attention.py", description=__doc__.splitlines()[0])
-    parser.add_argument("checkpoint", nargs="?", default="default", metavar="FILE", help="as of test.py")
-    parser.add_argument("--test_root", default="sample", metavar="DIR", help="images")
-    parser.add_argument("--image_size", type=int, default=128, metavar="PIXELS", help="side of the crops")
-    parser.add_argument("--max_images", type=int, default=40, metavar="IMAGES", help="at most so many")
-    parser.add_argument("--mask_coverage", type=float, nargs=2, default=(0.1, 0.6), help="missing shares")
-    parser.add_argument("--cache_dir", default="", metavar="DIR", help="where decoded images are kept")
     try:
-        args = parser.parse_args(argv)
-        network, _ = load_network(args.checkpoint, torch.device("cpu"))
-        dataset = InpaintingDataset(
-            args.test_root,
-            args.image_size,
-            training=False,
-            max_images=args.max_images,
-            coverage=tuple(args.mask_coverage),
-            cache_dir=args.cache_dir,
-        )
+        _, network, holes = parse_holes(argv, __file__, __doc__, image_size=128, coverage=(0.1, 0.6))
     except UserError as error:
         print(f"attention.py: error: {error}", file=sys.stderr)
         return 2
-    torch.set_flush_denormal(True)
-    holes = [(item["image"][None], item["mask"][None]) for item in (dataset[i] for i in range(len(dataset)))]
     with torch.no_grad():
         describe(network, holes)
         value(network, holes)
     return 0
 
 
-def describe(network: InpaintingNetwork, holes: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+def describe(network: InpaintingNetwork, holes: Holes) -> None:
     """Print how selective each stage is, α, and S on either side of the mask."""
     heard: list[list[tuple[float, float]]] = [[] for _ in STAGES]
     regions: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -105,7 +86,7 @@ def describe(network: InpaintingNetwork, holes: list[tuple[torch.Tensor, torch.T
             print(f"S {name}: mean {mean:.3f}, standard deviation within an image {deviation:.3f}")
 
 
-def value(network: InpaintingNetwork, holes: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+def value(network: InpaintingNetwork, holes: Holes) -> None:
     """Print what the hole's PSNR loses without each part."""
 
     def score(each: InpaintingNetwork) -> np.ndarray:

@@ -16,9 +16,8 @@ import torch.nn.functional as F
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import metrics
-from cli import OneLineParser, UserError
-from dataset import InpaintingDataset
-from inference import load_network
+from benchmarks.holes import parse_holes
+from cli import UserError
 from models import InpaintingNetwork
 
 
@@ -58,36 +57,18 @@ def score(network: InpaintingNetwork, image: torch.Tensor, mask: torch.Tensor) -
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = OneLineParser(prog="pyramid.py", description=__doc__.splitlines()[0])
-    parser.add_argument("checkpoint", nargs="?", default="default", metavar="FILE", help="as of test.py")
-    parser.add_argument("--test_root", default="sample", metavar="DIR", help="images")
-    parser.add_argument("--image_size", type=int, default=256, metavar="PIXELS", help="side of the crops")
-    parser.add_argument("--max_images", type=int, default=40, metavar="IMAGES", help="at most so many")
-    parser.add_argument("--mask_coverage", type=float, nargs=2, default=(0.2, 0.4), help="missing shares")
-    parser.add_argument("--cache_dir", default="", metavar="DIR", help="where decoded images are kept")
     try:
-        args = parser.parse_args(argv)
-        network, _ = load_network(args.checkpoint, torch.device("cpu"))
-        dataset = InpaintingDataset(
-            args.test_root,
-            args.image_size,
-            training=False,
-            max_images=args.max_images,
-            coverage=tuple(args.mask_coverage),
-            cache_dir=args.cache_dir,
-        )
+        args, network, holes = parse_holes(argv, __file__, __doc__, image_size=256, coverage=(0.2, 0.4))
     except UserError as error:
         print(f"pyramid.py: error: {error}", file=sys.stderr)
         return 2
-    torch.set_flush_denormal(True)
     network.__class__ = Traced
     strength: dict[str, list[float]] = {"bottleneck": [], "to_rgb": []}
     for name, values in strength.items():
         module = getattr(network.coarse_decoder, name)
         module.register_forward_hook(lambda _, __, y, v=values: v.append(y.square().mean().sqrt().item()))
     with torch.no_grad():
-        items = (dataset[i] for i in range(len(dataset)))
-        scores = [score(network, item["image"][None], item["mask"][None]) for item in items]
+        scores = [score(network, image, mask) for image, mask in holes]
     assert isinstance(network, Traced)
     sides = [max(each[0].shape[-2:]) for each in network.trace]
     means = np.nanmean(np.array(scores), axis=0)
