@@ -45,7 +45,7 @@ class Config:
     # network
     base_channels: int = setting(40, "C, channels at full size", "N")
     use_structure_encoder: bool = setting(True, "bias the attention by MSSE")
-    bottleneck_depth: int = setting(4, "residual blocks at 1/8 size", "N")
+    bottleneck_depth: int = setting(2, "residual blocks at 1/8 size", "N")
     refinement_depth: int = setting(1, "residual blocks of the refinement at 1/4 size", "N")
     pyramid_base: int = setting(
         32, "the image is halved to this longer side before its first completion", "PIXELS"
@@ -58,6 +58,7 @@ class Config:
     lambda_edge: float = setting(0.5, "weight of the edge loss", "W")
     lambda_corner: float = setting(0.3, "weight of the corner loss", "W")
     lambda_color: float = setting(0.5, "weight of the colour loss", "W")
+    lambda_smaller: float = setting(0.3, "weight of coarse and refinement loss at each smaller size", "W")
     lambda_perceptual: float = setting(0.0, "weight of the VGG16 perceptual loss; 0 for none", "W")
     boundary_width: int = setting(5, "width of the rim on each side of the hole's edge", "PIXELS")
     vgg_weights: str = setting(
@@ -193,7 +194,7 @@ PRESETS: dict[str, dict[str, Any]] = {
                          lambda_perceptual=0.1, use_lpips=True),
     "fast":         dict(epochs=30, batch_size=16, base_channels=24, use_structure_encoder=False,
                          val_interval=2),
-    "large":        dict(batch_size=4, bottleneck_depth=8, refinement_depth=2, lambda_refine=1.5,
+    "large":        dict(batch_size=4, bottleneck_depth=4, refinement_depth=2, lambda_refine=1.5,
                          lambda_edge=1.0, lambda_color=1.0, lambda_corner=0.5),
     "small_gpu":    dict(batch_size=4, base_channels=24, use_structure_encoder=False, amp=True),
     "debug":        dict(epochs=5, batch_size=2, base_channels=16, train_root="sample", val_root="sample",

@@ -1,5 +1,7 @@
 """The five terms that train the network, each averaged per image over its own region, and their schedule."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -167,13 +169,16 @@ class PerceptualLoss(nn.Module):
 
 
 class InpaintingLoss(nn.Module):
-    """L_total = λ_c·L_coarse + λ_r·L_refine + λ_e·L_edge + λ_corner·L_corner + λ_color·L_color.
+    """L_total = λ_c·L_coarse + λ_r·L_refine + λ_e·L_edge + λ_corner·L_corner + λ_color·L_color + λ_s·L_smaller.
 
     README, "Loss Functions". Each term is a mean over its own region of each image, then over the
     batch: the hole for coarse and refine, the hole and `boundary_width` pixels around it for edge and
     corner, the rim on both sides for colour. Edge, corner and colour look at the composited output.
+    L_smaller is the sum of coarse and refine at all smaller sizes that the network completed on its way
+    (`smaller`, in training alone): what a larger size is built over has to be right in itself.
 
     Args:
+        lambda_smaller: weight of L_smaller, constant in time.
         boundary_width: pixels.
         lambda_perceptual: weight of `PerceptualLoss`, constant in time; at 0 there is none.
         reconstruction: what coarse and refine measure: `l1`, as in the README, or `rms`.
@@ -190,6 +195,7 @@ class InpaintingLoss(nn.Module):
         lambda_edge: float = 0.5,
         lambda_corner: float = 0.3,
         lambda_color: float = 0.5,
+        lambda_smaller: float = 0.3,
         boundary_width: int = 5,
         lambda_perceptual: float = 0.0,
         vgg_weights: str | None = None,
@@ -200,18 +206,28 @@ class InpaintingLoss(nn.Module):
         self.lambdas = {"coarse": lambda_coarse, "refine": lambda_refine, "edge": lambda_edge}
         self.lambdas |= {"corner": lambda_corner, "color": lambda_color}
         self.boundary_width = boundary_width
+        self.lambda_smaller = lambda_smaller
         self.lambda_perceptual = lambda_perceptual
         self.corner_detector = CornerDetector()
         self.perceptual = PerceptualLoss(vgg_weights) if lambda_perceptual > 0 else None
 
     def weights(self, progress: float) -> dict[str, float]:
         """The weight of every term at `progress` in [0, 1]."""
-        weights = loss_weights(progress, **self.lambdas)
+        weights = loss_weights(progress, **self.lambdas) | {"smaller": self.lambda_smaller}
         return weights | ({"perceptual": self.lambda_perceptual} if self.perceptual is not None else {})
+
+    def smaller(self, completions: list[tuple[torch.Tensor, ...]], target: torch.Tensor) -> torch.Tensor:
+        """Coarse and refine of all smaller sizes together: (B,); 0 if there are none."""
+        distance = target.new_zeros(len(target))
+        for mask, *guesses in reversed(completions):  # the largest first: each target is half of the last
+            target = F.avg_pool2d(target, 2, ceil_mode=True)
+            for guess in guesses:
+                distance = distance + self.reconstruction(guess.float(), target, mask.float())
+        return distance
 
     def forward(
         self,
-        outputs: dict[str, torch.Tensor],
+        outputs: dict[str, Any],
         target: torch.Tensor,
         mask: torch.Tensor,
         epoch: float = 0,
@@ -232,6 +248,7 @@ class InpaintingLoss(nn.Module):
             "corner": masked_l1(corners[0], corners[1], near),
             "color": 2 * (colors[0] - colors[1]).abs().mean(dim=1),  # mean over channels of |Δμ| + |Δσ|
         }
+        terms["smaller"] = self.smaller(outputs.get("smaller", []), target)
         if self.perceptual is not None:
             terms["perceptual"] = self.perceptual(output, target)
         losses = {name: values.mean() for name, values in terms.items()}

@@ -144,8 +144,28 @@ class ContextEncoder(nn.Module):
         return features, masks
 
 
+class ChannelNorm(nn.Module):
+    """Scales the channels of each position to a root mean square of 1, then each by a learnt factor.
+
+    Zhang and Sennrich, "Root Mean Square Layer Normalization", NeurIPS 2019, eq. 4, over channels alone:
+    what is normalised does not depend on the size of the image, nor on the rest of it.
+
+    Shapes:
+        (B, C, H, W) to the same.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))  # squares overflow half precision
+        factor = torch.rsqrt(wide.square().mean(dim=1, keepdim=True) + 1e-6)
+        return x * factor.to(x.dtype) * self.scale[:, None, None].to(x.dtype)
+
+
 class ResidualBlock(nn.Module):
-    """x + conv(act(conv(act(x)))), 3×3, the second convolution started small in place of a normalisation.
+    """x + conv(act(conv(act(norm(x))))), 3×3, the second convolution started small.
 
     Shapes:
         (B, C, H, W) to the same.
@@ -154,19 +174,26 @@ class ResidualBlock(nn.Module):
     def __init__(self, channels: int, hidden: int | None = None, dilation: int = 1) -> None:
         super().__init__()
         hidden = hidden or channels
+        self.norm = ChannelNorm(channels)
         self.conv1 = nn.Conv2d(channels, hidden, 3, padding=dilation, dilation=dilation)
         self.conv2 = nn.Conv2d(hidden, channels, 3, padding=1)
         with torch.no_grad():
             self.conv2.weight.mul_(0.2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.conv2(activation(self.conv1(activation(x))))
+        return x + self.conv2(activation(self.conv1(activation(self.norm(x)))))
+
+
+def residual_blocks(channels: int, depth: int, hidden: int | None = None) -> nn.Sequential:
+    """Residual blocks with dilations 1, 2, 4, 1, ..., and the norm of what they add up to."""
+    blocks = (ResidualBlock(channels, hidden, dilation=(1, 2, 4)[i % 3]) for i in range(depth))
+    return nn.Sequential(*blocks, ChannelNorm(channels))
 
 
 class CoarseDecoder(nn.Module):
     """The rough completion: a bottleneck at 1/8 size that sees far, and a symmetric way up with skips.
 
-    Predicts a residual over the push-pull prefill, so that an untrained network already starts
+    Both it and a block at 1/4 size see the prefill. Predicts a residual over the push-pull prefill, so that an untrained network already starts
     near a classical method; what it predicts is supervised by L1 in the hole.
 
     Args:
@@ -182,10 +209,10 @@ class CoarseDecoder(nn.Module):
         super().__init__()
         C = base_channels
         self.guide = nn.Conv2d(4, 4 * C, 3, padding=1)
-        self.bottleneck = nn.Sequential(
-            *(ResidualBlock(4 * C, dilation=(1, 2, 4)[i % 3]) for i in range(bottleneck_depth))
-        )
+        self.bottleneck = nn.Sequential(ChannelNorm(4 * C), *residual_blocks(4 * C, bottleneck_depth))
         self.up3 = nn.Conv2d(4 * C, 4 * C, 1)
+        self.guide3 = nn.Conv2d(4, 4 * C, 3, padding=1)
+        self.block3 = residual_blocks(4 * C, depth=1, hidden=2 * C)
         self.up2 = nn.Conv2d(4 * C, 2 * C, 1)
         self.up1 = nn.Conv2d(2 * C, C, 1)
         self.to_rgb = zero_module(nn.Conv2d(C, 3, 1))
@@ -194,9 +221,10 @@ class CoarseDecoder(nn.Module):
         self, features: list[torch.Tensor], prefill: torch.Tensor, mask: torch.Tensor
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         e1, e2, e3, e4 = features
-        guide = self.guide(F.avg_pool2d(torch.cat([2 * prefill - 1, mask], dim=1), STRIDE))
-        d4 = self.bottleneck(e4 + guide)
-        d3 = activation(resize(self.up3(d4), like=e3) + e3)
+        seen = torch.cat([2 * prefill - 1, mask], dim=1)
+        d4 = self.bottleneck(e4 + self.guide(pool(seen, STRIDE)))
+        d3 = resize(self.up3(d4), like=e3) + e3 + self.guide3(pool(seen, 4))
+        d3 = activation(self.block3(d3))
         d2 = activation(resize(self.up2(d3), like=e2) + e2)
         d1 = activation(resize(self.up1(d2), like=e1) + e1)
         return prefill + self.to_rgb(d1), [d1, d2, d3]
@@ -418,7 +446,7 @@ class RefinementDecoder(nn.Module):
     def __init__(self, base_channels: int, refinement_depth: int) -> None:
         super().__init__()
         C = base_channels
-        self.blocks = nn.Sequential(*(ResidualBlock(4 * C, hidden=2 * C) for _ in range(refinement_depth)))
+        self.blocks = residual_blocks(4 * C, refinement_depth, hidden=2 * C)
         self.up2 = nn.Conv2d(4 * C, 2 * C, 1)
         self.fuse2 = nn.Conv2d(2 * C, 2 * C, 3, padding=1)
         self.up1 = nn.Conv2d(2 * C, C, 1)
@@ -451,14 +479,15 @@ class InpaintingNetwork(nn.Module):
         image (B, 3, H, W) in [0, 1], any value (NaN included) under the hole; mask (B, 1, H, W) in {0, 1},
         1 = missing; any H and W from 1. Returns a dict of `coarse`, `refined` and `output`, (B, 3, H, W)
         (the first two clamped to [0, 1] in evaluation mode); `structure` (B, 1, H, W), if there is a
-        structure encoder; `attention`, three maps (see `MaskQueryCrossAttention`), if asked for.
+        structure encoder; `attention`, three maps (see `MaskQueryCrossAttention`), if asked for; in training
+        `smaller`, for each smaller copy, the smallest first, its mask (B, 1, h, w), coarse and refined.
     """
 
     def __init__(
         self,
         base_channels: int = 32,
         use_structure_encoder: bool = True,
-        bottleneck_depth: int = 4,
+        bottleneck_depth: int = 2,
         refinement_depth: int = 1,
         pyramid_base: int = 32,
     ) -> None:
@@ -496,12 +525,14 @@ class InpaintingNetwork(nn.Module):
         """Complete an image that is 0 under the hole, after its smaller copies; as `forward`."""
         if max(image.shape[-2:]) > self.pyramid_base:
             smaller, smaller_mask = pull(image, mask)
-            refined = self.complete(smaller, smaller_mask)["refined"]
-            prefill = torch.where(smaller_mask > 0, refined, smaller)
+            below = self.complete(smaller, smaller_mask)
+            prefill = torch.where(smaller_mask > 0, below["refined"], smaller)
             prefill = torch.where(mask > 0, resize(prefill, like=image), image)
+            completions = [*below.get("smaller", []), (smaller_mask, below["coarse"], below["refined"])]
         else:
-            prefill = push_pull(image, mask)
-        return self.complete_over(prefill, image, mask, return_attention)
+            prefill, completions = push_pull(image, mask), []
+        outputs = self.complete_over(prefill, image, mask, return_attention)
+        return outputs | ({"smaller": completions} if self.training else {})
 
     def complete_over(
         self, prefill: torch.Tensor, image: torch.Tensor, mask: torch.Tensor, return_attention: bool = False

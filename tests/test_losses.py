@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import SHARED
 
 from losses import (
@@ -74,7 +75,7 @@ def test_equal_images_cost_nothing_and_every_term_sees_a_difference(batch: Batch
     assert all(loss == 0 for loss in criterion(outputs_of(image), image, mask).values())
     noisy = (image + 0.1 * torch.randn_like(image) * mask).clamp(0, 1)
     losses = criterion(outputs_of(noisy), image, mask)
-    assert set(losses) == {"total", *TERMS}
+    assert set(losses) == {"total", "smaller", *TERMS}
     assert all(losses[term] > 0 for term in TERMS)
 
 
@@ -86,6 +87,20 @@ def test_l1_terms_are_means_over_the_hole() -> None:
     losses = InpaintingLoss()(pred, target, mask)
     assert losses["coarse"].item() == pytest.approx(0.5)
     assert losses["refine"].item() == pytest.approx(0.25)
+
+
+def test_the_smaller_term_compares_each_smaller_size_with_means_of_the_target() -> None:
+    target = torch.rand(2, 3, 8, 12)
+    half, quarter = F.avg_pool2d(target, 2), F.avg_pool2d(target, 4)
+    hole = torch.ones(2, 1, 4, 6)
+    no_hole = torch.zeros(2, 1, 2, 3)
+    smaller = [(no_hole, quarter + 9, quarter + 9), (hole, half + 0.5, half - 0.25)]
+    outputs = outputs_of(target) | {"smaller": smaller}
+    criterion = InpaintingLoss(lambda_smaller=0.2)
+    losses = criterion(outputs, target, torch.ones(2, 1, 8, 12))
+    assert losses["smaller"].item() == pytest.approx(0.75)
+    assert losses["total"].item() == pytest.approx(0.2 * 0.75, abs=1e-6)
+    assert criterion(outputs_of(target), target, torch.ones(2, 1, 8, 12))["smaller"] == 0
 
 
 def test_the_color_term_is_the_difference_of_means_and_deviations() -> None:
@@ -200,7 +215,7 @@ def test_the_perceptual_loss_reaches_every_weight_of_the_network_and_falls(batch
     network = InpaintingNetwork(base_channels=16, bottleneck_depth=1)
     for layer in (network.coarse_decoder.to_rgb, network.refinement_decoder.to_rgb):
         torch.nn.init.normal_(layer.weight, std=0.05)  # they begin at 0, and nothing behind them hears
-    nothing = {f"lambda_{term}": 0.0 for term in ("coarse", "refine", "edge", "corner", "color")}
+    nothing = {f"lambda_{term}": 0.0 for term in ("coarse", "refine", "edge", "corner", "color", "smaller")}
     criterion = InpaintingLoss(**nothing, lambda_perceptual=1.0, vgg_weights=str(weights))
     optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
     values = []
