@@ -1,4 +1,4 @@
-"""The five terms that train the network, each averaged per image over its own region, and their schedule."""
+"""The terms that train the network, each averaged per image over its own region, and their schedule."""
 
 from typing import Any
 
@@ -169,7 +169,10 @@ class PerceptualLoss(nn.Module):
 
 
 class InpaintingLoss(nn.Module):
-    """L_total = λ_c·L_coarse + λ_r·L_refine + λ_e·L_edge + λ_corner·L_corner + λ_color·L_color + λ_s·L_smaller.
+    """The weighted sum of all terms.
+
+        L_total = λ_c·L_coarse + λ_r·L_refine + λ_e·L_edge + λ_corner·L_corner + λ_color·L_color
+                  + λ_smaller·L_smaller
 
     README, "Loss Functions". Each term is a mean over its own region of each image, then over the
     batch: the hole for coarse and refine, the hole and `boundary_width` pixels around it for edge and

@@ -193,8 +193,8 @@ def residual_blocks(channels: int, depth: int, hidden: int | None = None) -> nn.
 class CoarseDecoder(nn.Module):
     """The rough completion: a bottleneck at 1/8 size that sees far, and a symmetric way up with skips.
 
-    Both it and a block at 1/4 size see the prefill. Predicts a residual over the push-pull prefill, so that an untrained network already starts
-    near a classical method; what it predicts is supervised by L1 in the hole.
+    Bottleneck and a block at 1/4 size see the prefill as well. Predicts a residual over it, so that an
+    untrained network already starts near a classical method; supervised by L1 in the hole.
 
     Args:
         base_channels: C.

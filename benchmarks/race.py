@@ -25,14 +25,14 @@ import models
 from cli import OneLineParser
 from config import parse_config
 from dataset import InpaintingDataset
-from losses import InpaintingLoss
 from models import (
-    CoarseDecoder,
+    ChannelNorm,
     InpaintingNetwork,
     MaskQueryCrossAttention,
     ResidualBlock,
+    residual_blocks,
 )
-from run import Run, keep_freed_memory, train_step
+from run import Run, keep_freed_memory, make_criterion, train_step
 from train import make_loaders
 from utils import seed_everything
 
@@ -76,44 +76,11 @@ class Deeper(nn.Module):
         return x + models.resize(self.blocks(models.pool(x, 2)), like=x)
 
 
-class NormedBlock(ResidualBlock):
-    """A residual block that normalises the channels of each position first."""
-
-    def __init__(self, channels: int, dilation: int) -> None:
-        super().__init__(channels, dilation=dilation)
-        self.norm = nn.LayerNorm(channels)
+class Unnormed(nn.Module):
+    """Stands where a `ChannelNorm` stood and changes nothing."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        normed = self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        return x + self.conv2(models.activation(self.conv1(normed)))
-
-
-class ChannelNorm(nn.Module):
-    """Scales the channels of each position to a root mean square of 1, then each by a learnt factor."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(channels))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x * torch.rsqrt(x.square().mean(dim=1, keepdim=True) + 1e-6) * self.scale[:, None, None]
-
-
-class ChannelNormedBlock(ResidualBlock):
-    """A residual block behind a `ChannelNorm`."""
-
-    def __init__(self, channels: int, hidden: int | None = None, dilation: int = 1) -> None:
-        super().__init__(channels, hidden, dilation)
-        self.norm = ChannelNorm(channels)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.conv2(models.activation(self.conv1(models.activation(self.norm(x)))))
-
-
-def normed_blocks(count: int, hidden: int | None = None) -> nn.Sequential:
-    """Residual blocks that each see a normalised input, and the norm of what they add up to."""
-    blocks = (ChannelNormedBlock(160, hidden, dilation=(1, 2, 4)[i % 3]) for i in range(count))
-    return nn.Sequential(*blocks, ChannelNorm(160))
+        return x
 
 
 def base(**changes: Any) -> InpaintingNetwork:
@@ -165,116 +132,25 @@ def bottleneck(*blocks: nn.Module) -> InpaintingNetwork:
 
 
 def full_size() -> InpaintingNetwork:
-    """Two of the four blocks at 1/8 size exchanged for one at full size."""
-    network = base(bottleneck_depth=2)
+    """One of the two blocks at 1/8 size exchanged for one at full size."""
+    network = base(bottleneck_depth=1)
     network.coarse_decoder.to_rgb = nn.Sequential(ResidualBlock(40), models.zero_module(nn.Conv2d(40, 3, 1)))
     return network
 
 
-def channel_normed(
-    network: InpaintingNetwork | None = None, depth: int = 4, refinement: int = 1
-) -> InpaintingNetwork:
-    network = network or base()
-    network.coarse_decoder.bottleneck = nn.Sequential(ChannelNorm(160), normed_blocks(depth))
-    network.refinement_decoder.blocks = normed_blocks(refinement, hidden=80)
+def no_norm() -> InpaintingNetwork:
+    network = base()
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, ChannelNorm):
+                setattr(module, name, Unnormed())
     return network
 
 
-class Joined(InpaintingNetwork):
-    """The refinement also starts each stage from what the coarse decoder has at that size."""
-
-    def __init__(self) -> None:
-        super().__init__(40)
-        self.joints = nn.ModuleList(nn.Conv2d(width, width, 1) for width in (40, 80, 160))
-
-    def complete_padded(
-        self, prefill: torch.Tensor, image: torch.Tensor, hole: torch.Tensor, return_attention: bool = False
-    ) -> dict[str, Any]:
-        features, masks = self.encoder(image, hole)
-        coarse, decoded = self.coarse_decoder(features, prefill, hole)
-        completed = torch.where(hole > 0, coarse, image)
-        context = [torch.where(m > 0, d, e) for e, d, m in zip(features, decoded, masks, strict=False)]
-        f0 = models.activation(self.embed(torch.cat([2 * completed - 1, hole], dim=1)))
-        structure = self.structure_encoder(f0, hole) if self.structure_encoder is not None else None
-        joints = [joint(d) for joint, d in zip(self.joints, decoded, strict=True)]
-        stages = self.refinement
-        f1 = f0 + stages.structure_stage(f0, context[0], hole, structure)[0] + joints[0]
-        x = models.activation(stages.down2(f1)) + joints[1]
-        f2 = x + stages.shape_stage(x, context[1], hole, structure)[0]
-        x = models.activation(stages.down3(f2)) + joints[2]
-        f3 = x + stages.texture_stage(x, context[2], hole, structure)[0]
-        return {"coarse": coarse, "refined": coarse + self.refinement_decoder([f1, f2, f3])}
-
-
-class QuarterSizeDecoder(CoarseDecoder):
-    """A coarse decoder that has blocks at 1/4 size as well, and sees the prefill there."""
-
-    def __init__(self, base_channels: int, bottleneck_depth: int, blocks: int) -> None:
-        super().__init__(base_channels, bottleneck_depth)
-        self.bottleneck = nn.Sequential(ChannelNorm(160), normed_blocks(bottleneck_depth))
-        self.guide3 = nn.Conv2d(4, 4 * base_channels, 3, padding=1)
-        self.blocks3 = normed_blocks(blocks, hidden=80)
-
-    def forward(
-        self, features: list[torch.Tensor], prefill: torch.Tensor, mask: torch.Tensor
-    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        e1, e2, e3, e4 = features
-        seen = torch.cat([2 * prefill - 1, mask], dim=1)
-        d4 = self.bottleneck(e4 + self.guide(models.pool(seen, models.STRIDE)))
-        d3 = models.resize(self.up3(d4), like=e3) + e3 + self.guide3(models.pool(seen, 4))
-        d3 = models.activation(self.blocks3(d3))
-        d2 = models.activation(models.resize(self.up2(d3), like=e2) + e2)
-        d1 = models.activation(models.resize(self.up1(d2), like=e1) + e1)
-        return prefill + self.to_rgb(d1), [d1, d2, d3]
-
-
-class EverySize(InpaintingNetwork):
-    """In training also gives what the smaller copies became, for `EverySizeLoss`."""
-
-    def complete(self, image: torch.Tensor, mask: torch.Tensor, return_attention: bool = False) -> dict:
-        outputs = super().complete(image, mask, return_attention)
-        self.sizes.append((mask, outputs["coarse"], outputs["refined"]))
-        return outputs
-
-    def forward(self, image: torch.Tensor, mask: torch.Tensor, return_attention: bool = False) -> dict:
-        self.sizes: list[tuple[torch.Tensor, ...]] = []
-        outputs = super().forward(image, mask, return_attention)
-        *smaller, _ = self.sizes
-        self.sizes = []  # nothing of a graph stays behind
-        return outputs | ({"smaller": smaller} if self.training else {})
-
-
-class EverySizeLoss(InpaintingLoss):
-    """Adds 0.3 times the reconstruction losses of each smaller copy, coarse and refined, if there are any."""
-
-    def forward(
-        self,
-        outputs: dict,
-        target: torch.Tensor,
-        mask: torch.Tensor,
-        epoch: float = 0,
-        total_epochs: float = 1,
-    ) -> dict[str, torch.Tensor]:
-        losses = super().forward(outputs, target, mask, epoch, total_epochs)
-        for hole, *completions in outputs.get("smaller", []):
-            truth = models.pool(target, target.shape[-1] // hole.shape[-1])
-            has_hole = hole.amax(dim=(1, 2, 3))
-            for completion in completions:
-                distance = self.reconstruction(completion.float(), truth, hole)
-                losses["total"] = losses["total"] + 0.3 * (distance * has_hole).mean()
-        return losses
-
-
-def every_size() -> InpaintingNetwork:
-    network = channel_normed(EverySize(40))
-    network.coarse_decoder = QuarterSizeDecoder(40, bottleneck_depth=2, blocks=1)
-    return network
-
-
-def joined(decoder: CoarseDecoder | None = None, **changes: int) -> InpaintingNetwork:
-    network = channel_normed(Joined(), **changes)
-    if decoder is not None:
-        network.coarse_decoder = decoder
+def quarter_size(depth: int) -> InpaintingNetwork:
+    """Another number of blocks at 1/4 size in the coarse decoder."""
+    network = base()
+    network.coarse_decoder.block3 = residual_blocks(160, depth, hidden=80)
     return network
 
 
@@ -285,8 +161,8 @@ VARIANTS: dict[str, Callable[[], InpaintingNetwork]] = {
     "coarse_pyramid": lambda: CoarsePyramid(40),
     "no_attention": no_attention,
     "no_msse": lambda: base(use_structure_encoder=False),
-    "depth_2": lambda: base(bottleneck_depth=2),
-    "depth_8": lambda: base(bottleneck_depth=8),
+    "depth_1": lambda: base(bottleneck_depth=1),
+    "depth_4": lambda: base(bottleneck_depth=4),
     "full_size": full_size,
     "attention_8": lambda: bottleneck(
         ResidualBlock(160),
@@ -297,12 +173,9 @@ VARIANTS: dict[str, Callable[[], InpaintingNetwork]] = {
         ResidualBlock(160),
     ),
     "deeper_16": lambda: bottleneck(ResidualBlock(160), Deeper(160), ResidualBlock(160)),
-    "channel_normed": channel_normed,
-    "every_size": every_size,
-    "joined": joined,
-    "joined_quarter_size": lambda: joined(QuarterSizeDecoder(40, bottleneck_depth=2, blocks=2)),
-    "joined_refinement_3": lambda: joined(depth=1, refinement=3),
-    "normed": lambda: bottleneck(*(NormedBlock(160, dilation=d) for d in (1, 2, 4, 1))),
+    "no_norm": no_norm,
+    "no_quarter_size": lambda: quarter_size(0),
+    "quarter_size_3": lambda: quarter_size(3),
 }
 
 
@@ -348,8 +221,7 @@ def main() -> None:
     keep_freed_memory()
     seed_everything(config.seed)
     run = Run(config, torch.device("cpu"), model=VARIANTS[args.variant]())
-    weights = {name: getattr(config, name) for name in vars(config) if name.startswith("lambda_")}
-    criterion = EverySizeLoss(**weights, reconstruction=config.reconstruction)
+    criterion = make_criterion(config)
     images: dict[int, int] = {}
     start, progress = time.process_time(), 0.0
     while progress < 1:

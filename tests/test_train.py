@@ -119,7 +119,7 @@ def test_tensorboard_gets_every_scalar_and_picture(config: Config) -> None:
     train(dataclasses.replace(config, epochs=1))
     events = EventAccumulator(str(Path(config.save_dir) / "logs"))
     events.Reload()
-    terms = ("coarse", "refine", "edge", "corner", "color")
+    terms = ("coarse", "refine", "edge", "corner", "color", "smaller")
     expected = {f"loss/{t}" for t in ("total", *terms)} | {f"weight/{t}" for t in terms}
     expected |= {f"train/{n}" for n in ("lr", "grad_norm", "images_per_s")}
     metrics = ("psnr", "ssim", "boundary_psnr", "seam_jump", "l1", "psnr_full", "ssim_full")
@@ -205,7 +205,7 @@ def test_muon_takes_the_matrices_and_adamw_the_rest(config: Config) -> None:
     assert {id(p) for p in run.model.parameters()} == {id(p) for p in (*muon, *adamw)}
     assert len(muon) + len(adamw) == len(list(run.model.parameters()))
     names = {id(p): name for name, p in run.model.named_parameters()}
-    assert "coarse_decoder.bottleneck.0.conv1.weight" in {names[id(p)] for p in muon}
+    assert "coarse_decoder.bottleneck.1.conv1.weight" in {names[id(p)] for p in muon}
     assert "refinement_decoder.to_rgb.weight" in {names[id(p)] for p in adamw}  # three channels
     (alone,) = Run(config, torch.device("cpu")).optimizers
     assert type(alone) is torch.optim.AdamW
