@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
         for bucket, coverage in enumerate(BUCKETS):
             hole = random_mask(SIZE, SIZE, coverage, np.random.default_rng([args.seed, number, bucket])) > 0
             inputs = to_tensor(image), torch.from_numpy(hole)[None, None].float()
-            classical = [to_bytes(FLOORS[method](*inputs)[0]) for method in CLASSICAL]
+            classical = [to_bytes(FLOORS[method](*inputs))[0] for method in CLASSICAL]
             floor = max(classical, key=lambda filled: psnr(filled, image, hole))
             ours = inpainter(image, hole)
             masked = np.where(hole[:, :, None], 255, image)
