@@ -230,7 +230,7 @@ def visit(browser: Any) -> Iterator[Callable[..., Any]]:
             ),
         )
         page.goto(address)
-        page.wait_for_function("document.querySelector('.thumbs img')")
+        page.locator(".thumbs img").first.wait_for(state="attached")  # no eval: the page forbids it
         return page
 
     yield open_file
