@@ -50,6 +50,9 @@ class Config:
     pyramid_base: int = setting(
         32, "the image is halved to this longer side before its first completion", "PIXELS"
     )
+    prior_rank: int = setting(
+        256, "principal components of the training images in the first guess; 0 for push-pull alone", "N"
+    )
 
     # losses
     reconstruction: str = setting("l1", "coarse and refinement loss: l1, or rms (root mean square)", "NAME")
@@ -132,6 +135,7 @@ class Config:
         for name in (
             "bottleneck_depth",
             "refinement_depth",
+            "prior_rank",
             *(f for f in self.__dict__ if f.startswith("lambda_")),
         ):
             require(getattr(self, name) >= 0, name, "0 or more")
@@ -183,6 +187,7 @@ class Config:
             "bottleneck_depth",
             "refinement_depth",
             "pyramid_base",
+            "prior_rank",
         )
         return {name: getattr(self, name) for name in names}
 
@@ -193,11 +198,12 @@ PRESETS: dict[str, dict[str, Any]] = {
     "high_quality": dict(epochs=100, batch_size=16, lambda_edge=1.0, lambda_color=1.0, lambda_corner=0.5,
                          lambda_perceptual=0.1, use_lpips=True),
     "fast":         dict(epochs=30, batch_size=16, base_channels=24, use_structure_encoder=False,
-                         val_interval=2),
+                         prior_rank=192, val_interval=2),
     "large":        dict(batch_size=4, bottleneck_depth=4, refinement_depth=2, lambda_refine=1.5,
                          lambda_edge=1.0, lambda_color=1.0, lambda_corner=0.5),
-    "small_gpu":    dict(batch_size=4, base_channels=24, use_structure_encoder=False, amp=True),
-    "debug":        dict(epochs=5, batch_size=2, base_channels=16, train_root="sample", val_root="sample",
+    "small_gpu":    dict(batch_size=4, base_channels=24, use_structure_encoder=False,
+                         prior_rank=192, amp=True),
+    "debug":        dict(epochs=5, batch_size=2, base_channels=16, prior_rank=32, train_root="sample", val_root="sample",
                          train_subset=100, val_subset=50, image_size=128, num_workers=0),
 }
 # fmt: on

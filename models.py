@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from msse import MultiScaleStructureEncoder, StructureAwareAttentionGate
+from prior import GaussianPrior
 
 STRIDE = 8  # pixels, of the bottleneck: sides are padded to a multiple of it
 PATCH_SIZES = (3, 7, 15)  # of the structure encoder
@@ -464,7 +465,7 @@ class InpaintingNetwork(nn.Module):
     """Completes the hole and leaves everything else as it is: Î = I ⊙ (1 - M) + G(I, M) ⊙ M.
 
     The image is halved until its longer side is at most `pyramid_base`, and that copy completed first, over
-    a push-pull prefill; each completion, enlarged, is the prefill of the next size, up to the image's own.
+    a push-pull prefill that knows what pictures are like (`first_guess`); each completion, enlarged, is the prefill of the next size, up to the image's own.
     One set of weights serves all sizes, so that a hole is filled from as far away in a large picture as
     in a small one.
 
@@ -474,6 +475,7 @@ class InpaintingNetwork(nn.Module):
         bottleneck_depth: residual blocks of the coarse decoder at 1/8 size.
         refinement_depth: residual blocks of the refinement decoder at 1/4 size.
         pyramid_base: longer side, in pixels, down to which the image is halved before its first completion.
+        prior_rank: components of `GaussianPrior`; at 0 there is none.
 
     Shapes:
         image (B, 3, H, W) in [0, 1], any value (NaN included) under the hole; mask (B, 1, H, W) in {0, 1},
@@ -490,6 +492,7 @@ class InpaintingNetwork(nn.Module):
         bottleneck_depth: int = 2,
         refinement_depth: int = 1,
         pyramid_base: int = 32,
+        prior_rank: int = 0,
     ) -> None:
         super().__init__()
         if base_channels < 2 or base_channels % 2:
@@ -497,6 +500,7 @@ class InpaintingNetwork(nn.Module):
         if pyramid_base < 1:
             raise ValueError(f"pyramid_base must be positive, got {pyramid_base}")
         self.pyramid_base = pyramid_base
+        self.prior = GaussianPrior(prior_rank, pyramid_base) if prior_rank else None
         self.encoder = ContextEncoder(base_channels)
         self.coarse_decoder = CoarseDecoder(base_channels, bottleneck_depth)
         self.embed = nn.Conv2d(4, base_channels, 3, padding=1)
@@ -530,9 +534,17 @@ class InpaintingNetwork(nn.Module):
             prefill = torch.where(mask > 0, resize(prefill, like=image), image)
             completions = [*below.get("smaller", []), (smaller_mask, below["coarse"], below["refined"])]
         else:
-            prefill, completions = push_pull(image, mask), []
+            prefill, completions = self.first_guess(image, mask), []
         outputs = self.complete_over(prefill, image, mask, return_attention)
         return outputs | ({"smaller": completions} if self.training else {})
+
+    def first_guess(self, image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Fill the smallest copy, 0 under the hole: what the prior expects, and push-pull of what it misses."""
+        guess = push_pull(image, mask)
+        if self.prior is not None:
+            expected = self.prior(image, mask).to(image.dtype)
+            guess = guess + expected - push_pull(expected * (1 - mask), mask)  # push-pull is linear
+        return torch.where(mask > 0, guess, image)
 
     def complete_over(
         self, prefill: torch.Tensor, image: torch.Tensor, mask: torch.Tensor, return_attention: bool = False

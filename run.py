@@ -137,13 +137,19 @@ class Run:
     def begin_with(self, checkpoint: str) -> None:
         """Begin with the averaged weights of a checkpoint, and with nothing else of it.
 
+        Weights without a prior leave it unfitted.
+
         Raises:
             UserError: if it cannot be read, or holds another architecture.
         """
         network, state = load_network(checkpoint, self.device, "--init")
-        self.expect_architecture(state["architecture"], "--init", checkpoint)
-        self.model.load_state_dict(network.state_dict())
-        self.ema.module.load_state_dict(network.state_dict())
+        architecture = dict(state["architecture"])
+        if not architecture.get("prior_rank"):
+            architecture["prior_rank"] = self.config.prior_rank
+        self.expect_architecture(architecture, "--init", checkpoint)
+        weights = self.model.state_dict() | network.state_dict()
+        self.model.load_state_dict(weights)
+        self.ema.module.load_state_dict(weights)
 
     def load_state_dict(self, state: dict[str, Any], path: Path) -> None:
         """Continue from a checkpoint.

@@ -1,10 +1,13 @@
 """Train an inpainting network: epochs, validations, savings, signals, and the command line around them."""
 
+import dataclasses
+import itertools
 import math
 import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any, cast
@@ -41,6 +44,7 @@ from utils import (
 )
 
 NUM_PICTURES = 4  # validation images drawn
+PRIOR_PASSES, PRIOR_IMAGES, PRIOR_BATCH = 4, 8192, 8  # over the training images, at most, at a time
 MAX_SPOILT = 3  # steps in a row without a finite loss
 
 
@@ -81,6 +85,28 @@ class StopSignal:
         self.received = signum
         for each in self.previous:
             signal.signal(each, signal.SIG_DFL)
+
+
+def fit_prior(run: Run) -> None:
+    """Fit the prior of a network that has an unfitted one to the training images, and count the time.
+
+    They are cropped as in training, to the size of the smallest copy. Every process of the run fits the same.
+    """
+    prior = run.model.prior
+    if prior is None or prior.basis.any():
+        return
+    start = time.perf_counter()
+    config = dataclasses.replace(run.config, num_workers=0)
+    loader, _ = loaders_of(config, prior.side, PRIOR_BATCH)
+
+    def passes() -> Iterator[torch.Tensor]:
+        for epoch in range(PRIOR_PASSES):
+            set_position(loader, epoch, 0)
+            yield from (batch["image"] for batch in loader)
+
+    prior.fit(torch.cat(list(itertools.islice(passes(), PRIOR_IMAGES // PRIOR_BATCH))))
+    run.ema.module.prior.load_state_dict(prior.state_dict())  # type: ignore[union-attr]
+    run.elapsed_s += time.perf_counter() - start
 
 
 @torch.no_grad()
@@ -139,6 +165,8 @@ def train(config: Config) -> Path:
             probe = torch.zeros(1, 3, config.image_size, config.image_size, device=device)
             lpips_score(probe, probe, config.lpips_weights or None)
         loaders = make_loaders(run)
+        if run.step == 0:
+            fit_prior(run)
         lock = None
         if rank == 0:
             for loader in loaders:
@@ -374,8 +402,14 @@ def finish_epoch(
 
 
 def make_loaders(run: Run) -> tuple[DataLoader, DataLoader]:
-    """Training images at the run's present size, validation images at the configuration's."""
-    config = run.config
+    """This process's training images at the run's present size, validation images at the configuration's."""
+    return loaders_of(run.config, run.size, run.batch_size, run.rank, run.num_processes)
+
+
+def loaders_of(
+    config: Config, size: int, batch_size: int, rank: int = 0, num_processes: int = 1
+) -> tuple[DataLoader, DataLoader]:
+    """Training images of `size` pixels, validation images of the configuration's size."""
     shared: dict[str, Any] = {
         "coverage": config.mask_coverage,
         "mask_root": config.mask_root,
@@ -384,13 +418,13 @@ def make_loaders(run: Run) -> tuple[DataLoader, DataLoader]:
         "seed": config.seed,
         "cache_dir": config.cache_dir if config.cache else None,
     }
-    mine: dict[str, Any] = {"min_crop": config.min_crop, "rank": run.rank, "num_processes": run.num_processes}
+    mine: dict[str, Any] = {"min_crop": config.min_crop, "rank": rank, "num_processes": num_processes}
     if not is_shards(config.train_root):
         return get_dataloaders(
             config.train_root,
             config.val_root,
-            run.batch_size,
-            run.size,
+            batch_size,
+            size,
             val_size=config.image_size,
             train_subset=config.train_subset or None,
             val_subset=config.val_subset or None,
@@ -398,10 +432,10 @@ def make_loaders(run: Run) -> tuple[DataLoader, DataLoader]:
             **shared,
         )
     train_loader = shard_loader(
-        config.train_root, run.batch_size, run.size, max_images=config.train_subset or None, **mine, **shared
+        config.train_root, batch_size, size, max_images=config.train_subset or None, **mine, **shared
     )
     return train_loader, validation_loader(
-        config.val_root, run.batch_size, config.image_size, max_images=config.val_subset or None, **shared
+        config.val_root, batch_size, config.image_size, max_images=config.val_subset or None, **shared
     )
 
 

@@ -1,0 +1,93 @@
+"""What the pictures of a training set have in common, and the picture it lets one expect behind a hole."""
+
+import torch
+from torch import nn
+
+CORRELATED = 12  # values that err as one: neighbouring pixels tell less than so many independent ones would
+LEAST_NOISE = 1e-4  # squared; keeps the equations solvable where images are too few to leave any
+
+
+def resampling(count: int, step: torch.Tensor | float, side: int) -> torch.Tensor:
+    """Weights of a linear resampling around the middle of a row of `side` values: (count, side), rows sum to 1.
+
+    Args:
+        step: distance of two of the `count` values, in values of the row; above 1, they average more of it.
+    """
+    wanted = (torch.arange(count) + 0.5 - count / 2) * step + side / 2
+    distance = (wanted[:, None] - (torch.arange(side) + 0.5)).abs()
+    weights = (1 - distance / torch.as_tensor(step).clamp_min(1)).clamp_min(1e-6)
+    return weights / weights.sum(dim=1, keepdim=True)
+
+
+class GaussianPrior(nn.Module):
+    """The expected picture, given its known pixels, if pictures are Gaussian and vary in few ways.
+
+        x = μ + Bz + ε,  z ~ N(0, I),  ε ~ N(0, σ²I)
+        E[μ + Bz | known x] = μ + B (BᵀKB + σ²I)⁻¹ BᵀK (x - μ),  K = diag(1 - m)
+
+    Tipping and Bishop, "Probabilistic Principal Component Analysis", Journal of the Royal Statistical
+    Society B 61, 1999, with the sums over the known pixels alone. Fitted in closed form, not trained. Before
+    it is fitted, B = 0 and μ is grey: it expects grey.
+
+    Args:
+        rank: number of components, columns of B.
+        side: pixels; smaller and oblong pictures see the middle of the components, scaled to their longer side.
+
+    Shapes:
+        image (B, 3, H, W) in [0, 1], 0 under the hole; mask (B, 1, H, W), 1 = missing. Returns the
+        expectation of the whole picture (B, 3, H, W), in single precision.
+    """
+
+    mean: torch.Tensor
+    basis: torch.Tensor
+    noise: torch.Tensor
+
+    def __init__(self, rank: int, side: int) -> None:
+        super().__init__()
+        self.side = side
+        self.register_buffer("mean", torch.full((1, 3 * side * side), 0.5))
+        self.register_buffer("basis", torch.zeros(rank, 3 * side * side))  # Bᵀ
+        self.register_buffer("noise", torch.tensor(1.0))  # σ²
+
+    def forward(self, image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(image.device.type, enabled=False):
+            height, width = image.shape[-2:]
+            mean, basis = self.scaled_to(height, width)
+            known = (1 - mask.float()).expand(-1, 3, -1, -1).flatten(1)  # the diagonal of K
+            misfit = (image.float().flatten(1) - mean) * known
+            precision = (basis * known[:, None]) @ basis.t()
+            precision = precision + self.noise.float() * torch.eye(len(basis), device=image.device)
+            z = self.solve(precision, (misfit @ basis.t())[:, :, None])[:, :, 0]
+            return (mean + z @ basis).unflatten(1, (3, height, width))
+
+    def solve(self, matrix: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        """matrix⁻¹ right, of symmetric positive definite matrices (B, n, n) and (B, n, k)."""
+        return torch.cholesky_solve(right, torch.linalg.cholesky(matrix))
+
+    def scaled_to(self, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean (1, 3·height·width) and components (rank, 3·height·width) of pictures of this size."""
+        whole = torch.cat([self.mean, self.basis]).float()
+        if height != self.side or width != self.side:
+            step = self.side / max(height, width)
+            rows, columns = (resampling(n, step, self.side).to(whole) for n in (height, width))
+            whole = (rows @ whole.unflatten(1, (3, self.side, self.side)) @ columns.t()).flatten(1)
+        return whole[:1], whole[1:]
+
+    @torch.no_grad()
+    def fit(self, images: torch.Tensor) -> None:
+        """Fit μ, B and σ² to pictures (N, 3, side, side) in [0, 1] and their mirror images.
+
+        B holds the leading principal components, each as long as its standard deviation. σ² is
+        `CORRELATED` times the variance that they leave over.
+        """
+        rows = torch.cat([images, images.flip(3)]).flatten(1)
+        mean = rows.mean(dim=0, keepdim=True)
+        rows -= mean
+        rank = min(len(self.basis), *rows.shape)
+        _, deviations, axes = torch.svd_lowrank(rows, q=min(rank + 32, *rows.shape), niter=4)
+        variances = deviations[:rank].square() / len(rows)
+        left = rows.square().sum() / len(rows) - variances.sum()
+        self.mean.copy_(mean)
+        self.basis.zero_()
+        self.basis[:rank] = (axes[:, :rank] * variances.sqrt()).t()
+        self.noise.fill_(max(LEAST_NOISE, CORRELATED * left.item() / max(1, rows.shape[1] - rank)))
