@@ -9,7 +9,6 @@ import copy
 import math
 import operator
 import warnings
-from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -20,6 +19,7 @@ from torch import nn
 from torch._higher_order_ops.while_loop import while_loop
 
 from models import GLOBAL, STRIDE, InpaintingNetwork, MaskQueryCrossAttention, beyond, cover, pool
+from prior import GaussianPrior
 
 MOST_LEVELS = 17  # of the pyramid: images of up to 65,536 pixels a side
 LARGEST_BLOCK = 256  # tokens a side of a key: images of up to 65,536 pixels a side
@@ -83,6 +83,7 @@ class Level(nn.Module):
         super().__init__()
         self.kind = torch.float16 if half else torch.float32
         self.network = copy.deepcopy(network).to(self.kind).eval()
+        self.network.prior = None  # the part of `FirstGuess`
         for module in self.network.modules():
             if isinstance(module, MaskQueryCrossAttention):
                 module.__class__ = SizeFreeAttention  # the same weights, other arithmetic
@@ -124,6 +125,60 @@ class Pull(nn.Module):
         return mean, (share == 0).to(mask.dtype)
 
 
+class SizeFreePrior(GaussianPrior):
+    """The same prior, which resamples its components to every size, their own included."""
+
+    def scaled_to(self, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+        one = torch.ones(())
+        return self.resampled(height, width, self.side / torch.maximum(one * height, one * width))
+
+
+def size_free_prior(network: InpaintingNetwork) -> SizeFreePrior | None:
+    """The prior of a network, if it has one, without a decision by size."""
+    prior = copy.deepcopy(network.prior)
+    if prior is not None:
+        prior.__class__ = SizeFreePrior
+    return cast(SizeFreePrior | None, prior)
+
+
+class Expect(nn.Module):
+    """What is left of `InpaintingNetwork.first_guess` behind its push-pull prefill, given the expected picture.
+
+    Shapes:
+        expected, prefill and image (B, 3, H, W), no side longer than `pyramid_base`; mask (B, 1, H, W).
+        Returns (B, 3, H, W), `image` where it is known.
+    """
+
+    def __init__(self, pyramid_base: int) -> None:
+        super().__init__()
+        self.pull, self.enlarge = Pull(), Enlarge()
+        self.halvings = math.ceil(math.log2(pyramid_base))  # a single pixel stays one
+
+    def forward(
+        self, expected: torch.Tensor, prefill: torch.Tensor, image: torch.Tensor, mask: torch.Tensor
+    ) -> torch.Tensor:
+        levels = [(expected * (1 - mask), mask)]
+        for _ in range(self.halvings):
+            levels.append(self.pull(*levels[-1]))
+        filled = torch.full_like(levels[-1][0], 0.5)
+        for fine, hole in reversed(levels):
+            filled = self.enlarge(filled, fine, hole)
+        return torch.where(mask > 0, prefill + expected - filled, image)
+
+
+class FirstGuess(nn.Module):
+    """`InpaintingNetwork.first_guess`, given its push-pull prefill; shapes as of `Expect`."""
+
+    def __init__(self, network: InpaintingNetwork) -> None:
+        super().__init__()
+        self.prior, self.expect = size_free_prior(network), Expect(network.pyramid_base)
+
+    def forward(self, prefill: torch.Tensor, image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        if self.prior is None:
+            return prefill
+        return self.expect(self.prior(image, mask), prefill, image, mask)
+
+
 def examples() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Inputs of `Level` on which a graph is recorded; no two sides equal, none a multiple of another."""
     return torch.full((2, 3, 29, 37), 0.5), torch.zeros(2, 3, 58, 74), torch.ones(2, 1, 58, 74)
@@ -140,9 +195,12 @@ class Completion(nn.Module):
         Returns (B, 3, H, W).
     """
 
-    def __init__(self, pull: nn.Module, enlarge: nn.Module, level: nn.Module, pyramid_base: int) -> None:
+    def __init__(
+        self, pull: nn.Module, enlarge: nn.Module, guess: nn.Module, level: nn.Module, pyramid_base: int
+    ) -> None:
         super().__init__()
-        self.pull, self.enlarge, self.level, self.pyramid_base = pull, enlarge, level, pyramid_base
+        self.pull, self.enlarge, self.guess, self.level = pull, enlarge, guess, level
+        self.pyramid_base = pyramid_base
 
     def forward(self, image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         images = [image.masked_fill(mask > 0, 0.0)]
@@ -161,6 +219,8 @@ class Completion(nn.Module):
             if k > last:
                 filled = self.enlarge(filled, images[k], masks[k])
             else:
+                if k == last:
+                    filled = self.guess(self.enlarge(filled, images[k], masks[k]), images[k], masks[k])
                 filled = self.level(filled, images[k], masks[k])
         return torch.where(mask > 0, filled.clamp(0.0, 1.0), image)
 
@@ -175,6 +235,7 @@ class PackedCompletion(nn.Module):
     def __init__(self, network: InpaintingNetwork, *, half: bool) -> None:
         super().__init__()
         self.pull, self.enlarge, self.level = Pull(), Enlarge(), Level(network, half=half)
+        self.guess = FirstGuess(network)
         self.pyramid_base = network.pyramid_base
 
     def forward(self, image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -199,13 +260,17 @@ class PackedCompletion(nn.Module):
             smaller = torch.cat(self.pull(fine[:, :3], fine[:, 3:]), dim=1)
             return k + 1, write(packed, at(starts, k + 1), smaller)
 
-        def complete_by(level: nn.Module) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
-            def complete(k: torch.Tensor, filled: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-                fine = read(levels, at(starts, k), k)
-                below = read(filled, torch.zeros_like(k), (k + 1).clamp_max(MOST_LEVELS - 1))
-                return k - 1, write(filled, torch.zeros_like(k), level(below, fine[:, :3], fine[:, 3:]))
+        def image_and_hole(k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return read(levels, at(starts, k), k).split((3, 1), dim=1)
 
-            return complete
+        def push_level(k: torch.Tensor, filled: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            below = read(filled, torch.zeros_like(k), (k + 1).clamp_max(MOST_LEVELS - 1))
+            return k - 1, write(filled, torch.zeros_like(k), self.enlarge(below, *image_and_hole(k)))
+
+        def complete_level(k: torch.Tensor, prefill: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            completed = self.level(read(prefill, torch.zeros_like(k), k), *image_and_hole(k))
+            larger = (k - 1).clamp_min(0)
+            return k - 1, write(prefill, torch.zeros_like(k), self.enlarge(completed, *image_and_hole(larger)))
 
         known, hole = image.masked_fill(mask > 0, 0), (mask > 0).to(image.dtype)
         finest = torch.cat([known, hole], dim=1).flatten(2)
@@ -213,8 +278,10 @@ class PackedCompletion(nn.Module):
         levels = F.pad(finest, (0, space))
         _, levels = while_loop(lambda k, _: k < top, pull_level, (torch.zeros_like(top), levels))
         filled = torch.full_like(levels[:, :3], 0.5)
-        k, filled = while_loop(lambda k, _: k > last, complete_by(self.enlarge), (top, filled))
-        k, filled = while_loop(lambda k, _: k >= 0, complete_by(self.level), (k, filled))
+        _, filled = while_loop(lambda k, _: k >= last, push_level, (top, filled))
+        start = torch.zeros_like(last)
+        guess = self.guess(read(filled, start, last), *image_and_hole(last))
+        _, filled = while_loop(lambda k, _: k >= 0, complete_level, (last, write(filled, start, guess)))
         output = filled[:, :, : height * width].unflatten(2, (height, width)).clamp(0, 1)
         return torch.where(mask > 0, output, image)
 
@@ -275,4 +342,6 @@ def to_torchscript(network: InpaintingNetwork, *, half: bool) -> torch.jit.Scrip
         pull = torch.jit.trace(Pull(), (image, mask))
         enlarge = torch.jit.trace(Enlarge(), (below, image, mask))
         level = torch.jit.trace(Level(network, half=half), (below, image, mask))
-        return torch.jit.script(Completion(pull, enlarge, level, network.pyramid_base).eval())
+        small_image, small_mask = image[..., :5, :7], mask[..., :5, :7]  # no side longer than `pyramid_base`
+        guess = torch.jit.trace(FirstGuess(network), (small_image, small_image, small_mask))
+        return torch.jit.script(Completion(pull, enlarge, guess, level, network.pyramid_base).eval())

@@ -8,7 +8,7 @@ import onnx
 import torch
 from torch import nn
 
-from exportable import Enlarge, Level, Pull, examples
+from exportable import Enlarge, Expect, Level, Pull, SizeFreePrior, examples, size_free_prior
 from models import InpaintingNetwork
 
 OPSET = 18
@@ -27,6 +27,7 @@ inpainting (
     zero = Constant <value = int64 {0}> ()
     one = Constant <value = int64 {1}> ()
     many = Constant <value = int64 {64}> ()
+    list = Constant <value = int64[1] {1}> ()
     base = Constant <value = int64 {BASE}> ()
     always = Constant <value = bool {1}> ()
 
@@ -83,7 +84,10 @@ inpainting (
             filled = part.enlarge (below, image_k, hole_k)
         }
     >
-    completed = Loop (completions, always, base_prefill) <
+    base_image = SequenceAt (images, last)
+    base_hole = SequenceAt (holes, last)
+FIRST_GUESS
+    completed = Loop (completions, always, first_guess) <
         body = complete (int64 j, bool go, float[?,3,?,?] below) => (bool go_on, float[?,3,?,?] filled) {
             go_on = Identity (go)
             k = Sub (last, j)
@@ -97,6 +101,60 @@ inpainting (
 }
 """
 
+# `GaussianPrior`: its equations (B, rank, rank + 1), the right side last, solved by Gauss-Jordan elimination,
+# whose step k takes (column k - e_k) times (row k / pivot) from them. They are positive definite: no pivoting.
+WITH_PRIOR = """
+    first_guess = If (alone) <
+        then_branch = expected_completion () => (float[?,3,?,?] guess) {
+            rank = Constant <value = int64 {RANK}> ()
+            push_pull = part.enlarge (base_prefill, base_image, base_hole)
+            equations = part.equations (base_image, base_hole)
+            solved = Loop (rank, always, equations) <
+                body = eliminate (int64 k, bool go, float[?,?,?] before) => (bool go_on, float[?,?,?] after) {
+                    go_on = Identity (go)
+                    at_k = Reshape (k, list)
+                    row = Gather <axis = 1> (before, at_k)
+                    pivot = Gather <axis = 2> (row, at_k)
+                    scaled = Div (row, pivot)
+                    column = Gather <axis = 2> (before, at_k)
+                    indices = Range (zero, rank, one)
+                    is_k = Equal (indices, at_k)
+                    unit = Cast <to = 1> (is_k)
+                    unit_column = Unsqueeze (unit, list)
+                    factor = Sub (column, unit_column)
+                    step = MatMul (factor, scaled)
+                    after = Sub (before, step)
+                }
+            >
+            z = Gather <axis = 2> (solved, rank)
+            expected = part.picture (z, base_image)
+            guess = part.expect (expected, push_pull, base_image, base_hole)
+        },
+        else_branch = as_given () => (float[?,3,?,?] same) { same = Identity (base_prefill) }
+    >
+"""
+WITHOUT_PRIOR = """
+    first_guess = Identity (base_prefill)
+"""
+
+
+class Equations(nn.Module):
+    """The equations of a prior with the right side as their last column: (B, rank, rank + 1)."""
+
+    def __init__(self, prior: SizeFreePrior) -> None:
+        super().__init__()
+        self.prior = prior
+
+    def forward(self, image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return torch.cat(self.prior.equations(image, mask), dim=2)
+
+
+class Picture(Equations):
+    """The picture of components z (B, rank), of the size of `image`."""
+
+    def forward(self, z: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+        return self.prior.picture(z, *image.shape[-2:])
+
 
 def build_model(network: InpaintingNetwork, *, half: bool) -> onnx.ModelProto:
     """The network as an ONNX model of image and mask (and, if given, a prefill), for any batch and size."""
@@ -108,7 +166,17 @@ def build_model(network: InpaintingNetwork, *, half: bool) -> onnx.ModelProto:
             Level(network, half=half), (below, image, mask), ("below", "image", "mask"), ("filled",)
         ),
     }
-    model = onnx.parser.parse_model(PYRAMID.replace("BASE", str(network.pyramid_base)))
+    prior = size_free_prior(network)
+    if prior is not None:
+        z, expect = torch.zeros(len(image), prior.rank), Expect(network.pyramid_base)
+        parts["equations"] = record(Equations(prior), (image, mask), ("image", "mask"), ("equations",))
+        parts["picture"] = record(Picture(prior), (z, image), ("z", "image"), ("expected",))
+        parts["expect"] = record(
+            expect, (image, image, image, mask), ("expected", "prefill", "image", "mask"), ("guess",)
+        )
+    first_guess = WITHOUT_PRIOR if prior is None else WITH_PRIOR.replace("RANK", str(prior.rank))
+    text = PYRAMID.replace("FIRST_GUESS", first_guess).replace("BASE", str(network.pyramid_base))
+    model = onnx.parser.parse_model(text)
     insert(model.graph, parts)
     del model.opset_import[1]
     absent = onnx.helper.make_tensor("prefill", onnx.TensorProto.FLOAT, (0, 3, 0, 0), [])
@@ -121,7 +189,10 @@ def record(
     module: nn.Module, inputs: tuple[torch.Tensor, ...], names: tuple[str, ...], results: tuple[str, ...]
 ) -> onnx.GraphProto:
     """The graph of a module without a decision by size, for every batch, height and width."""
-    axes = {name: {0: f"{name}_0", 2: f"{name}_2", 3: f"{name}_3"} for name in (*names, *results)}
+    axes = {
+        name: {axis: f"{name}_{axis}" for axis in ((0,) if name in ("z", "equations") else (0, 2, 3))}
+        for name in (*names, *results)
+    }
     file: Any = io.BytesIO()  # the exporter writes to files as well, which its annotation does not say
     with warnings.catch_warnings():
         # The exporter through torch.export needs minutes for these shapes and truncates their divisions.

@@ -11,11 +11,11 @@ def resampling(count: int, step: torch.Tensor | float, side: int) -> torch.Tenso
     """Weights of a linear resampling around the middle of a row of `side` values: (count, side), rows sum to 1.
 
     Args:
-        step: distance of two of the `count` values, in values of the row; above 1, they average more of it.
+        step: distance of two of the `count` values in values of the row, at least 1; each averages so many.
     """
     wanted = (torch.arange(count) + 0.5 - count / 2) * step + side / 2
     distance = (wanted[:, None] - (torch.arange(side) + 0.5)).abs()
-    weights = (1 - distance / torch.as_tensor(step).clamp_min(1)).clamp_min(1e-6)
+    weights = (1 - distance / step).clamp_min(0)
     return weights / weights.sum(dim=1, keepdim=True)
 
 
@@ -35,7 +35,7 @@ class GaussianPrior(nn.Module):
 
     Shapes:
         image (B, 3, H, W) in [0, 1], 0 under the hole; mask (B, 1, H, W), 1 = missing. Returns the
-        expectation of the whole picture (B, 3, H, W), in single precision.
+        expectation of the whole picture (B, 3, H, W), in the prior's own precision.
     """
 
     mean: torch.Tensor
@@ -44,33 +44,44 @@ class GaussianPrior(nn.Module):
 
     def __init__(self, rank: int, side: int) -> None:
         super().__init__()
-        self.side = side
+        self.rank, self.side = rank, side
         self.register_buffer("mean", torch.full((1, 3 * side * side), 0.5))
         self.register_buffer("basis", torch.zeros(rank, 3 * side * side))  # Bᵀ
         self.register_buffer("noise", torch.tensor(1.0))  # σ²
 
     def forward(self, image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         with torch.autocast(image.device.type, enabled=False):
-            height, width = image.shape[-2:]
-            mean, basis = self.scaled_to(height, width)
-            known = (1 - mask.float()).expand(-1, 3, -1, -1).flatten(1)  # the diagonal of K
-            misfit = (image.float().flatten(1) - mean) * known
-            precision = (basis * known[:, None]) @ basis.t()
-            precision = precision + self.noise.float() * torch.eye(len(basis), device=image.device)
-            z = self.solve(precision, (misfit @ basis.t())[:, :, None])[:, :, 0]
-            return (mean + z @ basis).unflatten(1, (3, height, width))
+            matrix, right = self.equations(image, mask)
+            z = torch.cholesky_solve(right, torch.linalg.cholesky(matrix))[:, :, 0]
+            return self.picture(z, *image.shape[-2:])
 
-    def solve(self, matrix: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-        """matrix⁻¹ right, of symmetric positive definite matrices (B, n, n) and (B, n, k)."""
-        return torch.cholesky_solve(right, torch.linalg.cholesky(matrix))
+    def equations(self, image: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """BᵀKB + σ²I (B, rank, rank) and BᵀK (x - μ) (B, rank, 1), of which z is the solution."""
+        mean, basis = self.scaled_to(*image.shape[-2:])
+        known = (1 - mask.to(mean)).expand(-1, 3, -1, -1).flatten(1)  # the diagonal of K
+        misfit = (image.to(mean).flatten(1) - mean) * known
+        matrix = (basis * known[:, None]) @ basis.t()
+        matrix = matrix + self.noise * torch.eye(self.rank, device=image.device)
+        return matrix, (misfit @ basis.t())[:, :, None]
+
+    def picture(self, z: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        """μ + Bz as a picture: (B, rank) to (B, 3, height, width)."""
+        mean, basis = self.scaled_to(height, width)
+        return (mean + z @ basis).unflatten(1, (3, height, width))
 
     def scaled_to(self, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean (1, 3·height·width) and components (rank, 3·height·width) of pictures of this size."""
-        whole = torch.cat([self.mean, self.basis]).float()
-        if height != self.side or width != self.side:
-            step = self.side / max(height, width)
-            rows, columns = (resampling(n, step, self.side).to(whole) for n in (height, width))
-            whole = (rows @ whole.unflatten(1, (3, self.side, self.side)) @ columns.t()).flatten(1)
+        if height == self.side and width == self.side:
+            return self.mean, self.basis
+        return self.resampled(height, width, self.side / max(height, width))
+
+    def resampled(
+        self, height: int, width: int, step: torch.Tensor | float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `scaled_to`; a pixel of the picture takes `step` pixels of the components."""
+        rows, columns = (resampling(n, step, self.side).to(self.mean) for n in (height, width))
+        whole = torch.cat([self.mean, self.basis]).unflatten(1, (3, self.side, self.side))
+        whole = (rows @ whole @ columns.t()).flatten(1)
         return whole[:1], whole[1:]
 
     @torch.no_grad()
@@ -83,7 +94,7 @@ class GaussianPrior(nn.Module):
         rows = torch.cat([images, images.flip(3)]).flatten(1)
         mean = rows.mean(dim=0, keepdim=True)
         rows -= mean
-        rank = min(len(self.basis), *rows.shape)
+        rank = min(self.rank, *rows.shape)
         _, deviations, axes = torch.svd_lowrank(rows, q=min(rank + 32, *rows.shape), niter=4)
         variances = deviations[:rank].square() / len(rows)
         left = rows.square().sum() / len(rows) - variances.sum()

@@ -23,7 +23,7 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="running ONNX files need
 
 from onnx_network import OnnxNetwork  # noqa: E402
 
-ARCHITECTURE = {"base_channels": 8, "bottleneck_depth": 1}
+ARCHITECTURE = {"base_channels": 8, "bottleneck_depth": 1, "prior_rank": 6}
 SIZES = [(1, 1, 1), (2, 1, 7), (3, 64, 64), (1, 270, 300)]  # the last has more than 1,024 tokens
 
 
@@ -43,6 +43,7 @@ def network() -> InpaintingNetwork:
         for parameter in network.parameters():
             if parameter.abs().sum() == 0:
                 parameter.normal_(0, 0.05)
+        network.prior.fit(torch.rand(40, 3, 32, 32))  # type: ignore[union-attr]
     return network.requires_grad_(False)
 
 
