@@ -267,6 +267,10 @@ class PackedCompletion(nn.Module):
             below = read(filled, torch.zeros_like(k), (k + 1).clamp_max(MOST_LEVELS - 1))
             return k - 1, write(filled, torch.zeros_like(k), self.enlarge(below, *image_and_hole(k)))
 
+        def guess_level(k: torch.Tensor, prefill: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            guess = self.guess(read(prefill, torch.zeros_like(k), k), *image_and_hole(k))
+            return k - 1, write(prefill, torch.zeros_like(k), guess)
+
         def complete_level(k: torch.Tensor, prefill: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             completed = self.level(read(prefill, torch.zeros_like(k), k), *image_and_hole(k))
             larger = (k - 1).clamp_min(0)
@@ -279,9 +283,8 @@ class PackedCompletion(nn.Module):
         _, levels = while_loop(lambda k, _: k < top, pull_level, (torch.zeros_like(top), levels))
         filled = torch.full_like(levels[:, :3], 0.5)
         _, filled = while_loop(lambda k, _: k >= last, push_level, (top, filled))
-        start = torch.zeros_like(last)
-        guess = self.guess(read(filled, start, last), *image_and_hole(last))
-        _, filled = while_loop(lambda k, _: k >= 0, complete_level, (last, write(filled, start, guess)))
+        _, filled = while_loop(lambda k, _: k >= last, guess_level, (last, filled))  # once
+        _, filled = while_loop(lambda k, _: k >= 0, complete_level, (last, filled))
         output = filled[:, :, : height * width].unflatten(2, (height, width)).clamp(0, 1)
         return torch.where(mask > 0, output, image)
 

@@ -172,6 +172,7 @@ def train(config: Config) -> Path:
             for loader in loaders:
                 report_unreadable(loader.dataset)  # type: ignore[arg-type]
             checkpoint_bytes = 4 * 4 * sum(p.numel() for p in run.model.parameters())  # weights, EMA, moments
+            checkpoint_bytes += 4 * 2 * sum(b.numel() for b in run.model.buffers())
             keep = found is not None and folder in found[1].parents
             lock = prepare_folder(folder, config, keep, checkpoint_bytes)
             changes = changed_settings(found[0]["config"], config) if found is not None else []

@@ -33,7 +33,7 @@ from models import (
     residual_blocks,
 )
 from run import Run, keep_freed_memory, make_criterion, train_step
-from train import make_loaders
+from train import fit_prior, make_loaders
 from utils import seed_everything
 
 WHOLE = 2**31  # a pyramid's base that no image is larger than
@@ -77,7 +77,7 @@ class Deeper(nn.Module):
 
 
 def base(**changes: Any) -> InpaintingNetwork:
-    return InpaintingNetwork(40, **changes)
+    return InpaintingNetwork(40, **({"prior_rank": 256} | changes))
 
 
 def no_attention() -> InpaintingNetwork:
@@ -89,7 +89,7 @@ def no_attention() -> InpaintingNetwork:
 
 def no_prefill() -> InpaintingNetwork:
     models.push_pull = lambda image, mask: torch.where(mask > 0, 0.5, image)
-    return base(pyramid_base=WHOLE)
+    return base(pyramid_base=WHOLE, prior_rank=0)
 
 
 class CoarsePyramid(InpaintingNetwork):
@@ -149,9 +149,10 @@ def quarter_size(depth: int) -> InpaintingNetwork:
 
 VARIANTS: dict[str, Callable[[], InpaintingNetwork]] = {
     "base": base,
-    "no_pyramid": lambda: base(pyramid_base=WHOLE),
+    "no_pyramid": lambda: base(pyramid_base=WHOLE, prior_rank=0),
     "no_prefill": no_prefill,
-    "coarse_pyramid": lambda: CoarsePyramid(40),
+    "no_prior": lambda: base(prior_rank=0),
+    "coarse_pyramid": lambda: CoarsePyramid(40, prior_rank=256),
     "no_attention": no_attention,
     "no_msse": lambda: base(use_structure_encoder=False),
     "depth_1": lambda: base(bottleneck_depth=1),
@@ -217,6 +218,7 @@ def main() -> None:
     criterion = make_criterion(config)
     images: dict[int, int] = {}
     start, progress = time.process_time(), 0.0
+    fit_prior(run)
     while progress < 1:
         run.size, run.batch_size = stage = config.stage_at(progress)
         loader, _ = make_loaders(run)

@@ -10,8 +10,9 @@ from conftest import REPOSITORY
 EDGES = {
     "cli": set(),
     "msse": set(),
+    "prior": set(),
     "optimizer": set(),
-    "models": {"msse"},
+    "models": {"msse", "prior"},
     "files": {"cli"},
     "config": {"cli", "files"},
     "image_cache": {"cli", "files"},
@@ -96,7 +97,7 @@ EDGES = {
     },
     "page": {"cli", "fill", "gallery", "inference", "masks", "models", "pictures"},
     "app": {"cli", "inference", "page", "utils"},
-    "exportable": {"models"},
+    "exportable": {"models", "prior"},
     "onnx_graph": {"exportable", "models"},
     "export": {
         "cli",

@@ -492,3 +492,30 @@ def test_the_seeds_training_script_runs_as_printed(folder: Path, monkeypatch: py
     optimizer = Optimizer(InpaintingNetwork(4).parameters(), lr=0.1)
     exec(script, {**placeholders, "optimizer": optimizer})
     assert len(seen) == 1  # six images, batches of eight
+
+
+def test_the_prior_is_fitted_once_and_stays(config: Config, tmp_path: Path) -> None:
+    train(dataclasses.replace(config, epochs=1))
+    fitted = state_of(Path(config.save_dir))
+    basis = fitted["model"]["prior.basis"]
+    assert basis.any() and torch.equal(basis, fitted["ema"]["prior.basis"])
+    train(dataclasses.replace(config, epochs=2, resume="auto", seed=7))
+    assert torch.equal(state_of(Path(config.save_dir))["ema"]["prior.basis"], basis)
+    again = dataclasses.replace(config, epochs=1, save_dir=str(tmp_path / "again"))
+    train(dataclasses.replace(again, init=str(Path(config.save_dir) / "checkpoints" / "last.pth"), seed=7))
+    assert torch.equal(state_of(tmp_path / "again")["ema"]["prior.basis"], basis)
+
+
+def test_weights_without_a_prior_are_given_one(config: Config, tmp_path: Path) -> None:
+    without = dataclasses.replace(config, epochs=1, prior_rank=0, save_dir=str(tmp_path / "without"))
+    weights = train(without)
+    assert "prior.basis" not in state_of(tmp_path / "without")["model"]
+    train(dataclasses.replace(config, epochs=1, lr=1e-12, init=str(weights)))
+    state = state_of(Path(config.save_dir))
+    assert state["architecture"]["prior_rank"] == config.prior_rank and state["ema"]["prior.basis"].any()
+    kept = load_checkpoint(weights, "--init")["ema"]["embed.weight"]
+    assert torch.allclose(state["ema"]["embed.weight"], kept, atol=1e-6)
+    with pytest.raises(UserError, match="--init: .* another architecture: prior_rank 32 there, 8 here"):
+        path = Path(config.save_dir) / "checkpoints" / "last.pth"
+        again = tmp_path / "again"
+        train(dataclasses.replace(config, prior_rank=8, init=str(path), save_dir=str(again)))

@@ -1,0 +1,140 @@
+"""The prior is the Gaussian conditional mean that it says it is, at any size, and finds what pictures share."""
+
+import pytest
+import torch
+
+from models import InpaintingNetwork, push_pull
+from prior import GaussianPrior, resampling
+
+SIDE = 12
+
+
+def pictures(count: int, side: int = SIDE, ways: int = 4) -> torch.Tensor:
+    """Pictures that vary in `ways` smooth ways alone, symmetric ones among them: (count, 3, side, side)."""
+    generator = torch.Generator().manual_seed(5)
+    across = (torch.arange(side) + 0.5) / side
+    waves = torch.stack([torch.cos(torch.pi * k * across) for k in range(3)])
+    patterns = torch.stack([a[:, None] * b for a in waves for b in waves])[:ways]
+    weights = 0.1 * torch.randn(count, 3, ways, generator=generator)
+    return 0.5 + torch.einsum("ncw,wij->ncij", weights, patterns)
+
+
+def hole(side: int = SIDE) -> torch.Tensor:
+    mask = torch.zeros(1, 1, side, side)
+    mask[..., 2:9, 3:11] = 1
+    return mask
+
+
+@pytest.fixture
+def prior() -> GaussianPrior:
+    torch.manual_seed(0)
+    prior = GaussianPrior(20, SIDE)
+    prior.fit(pictures(60))
+    return prior
+
+
+def test_it_finds_what_a_hole_hides_if_pictures_vary_in_few_ways(prior: GaussianPrior) -> None:
+    image, mask = pictures(70)[60:], hole()
+    expected = prior(image * (1 - mask), mask.expand(10, -1, -1, -1))
+    smooth = push_pull(image * (1 - mask), mask.expand(10, -1, -1, -1))
+    assert ((expected - image) * mask).abs().max() < 0.02
+    assert ((smooth - image) * mask).abs().max() > 0.1
+
+
+def test_it_is_the_mean_of_the_gaussian_given_the_known_pixels(prior: GaussianPrior) -> None:
+    prior.noise.fill_(0.01)
+    image, mask = pictures(61)[60:] + 0.1 * torch.rand(1, 3, SIDE, SIDE), hole()
+    basis, mean = prior.basis.double(), prior.mean[0].double()
+    covariance = basis.t() @ basis
+    known = mask.expand_as(image).flatten() == 0
+    seen = covariance[known][:, known] + 0.01 * torch.eye(int(known.sum()))
+    misfit = image.flatten().double()[known] - mean[known]
+    conditional = mean + covariance[:, known] @ torch.linalg.solve(seen, misfit)
+    assert torch.allclose(prior(image * (1 - mask), mask).flatten().double(), conditional, atol=1e-4)
+
+
+def test_what_lies_under_the_hole_changes_nothing(prior: GaussianPrior) -> None:
+    image, mask = pictures(61)[60:], hole()
+    other = torch.where(mask > 0, 0.9, image)
+    assert torch.equal(prior(image, mask), prior(other, mask))
+
+
+def test_of_nothing_known_the_mean_is_expected(prior: GaussianPrior) -> None:
+    nothing = torch.ones(1, 1, SIDE, SIDE)
+    assert torch.allclose(prior(torch.zeros(1, 3, SIDE, SIDE), nothing).flatten(), prior.mean[0], atol=1e-6)
+
+
+def test_mirrored_pictures_are_expected_mirrored(prior: GaussianPrior) -> None:
+    image, mask = pictures(61)[60:], hole()
+    mirrored = prior((image * (1 - mask)).flip(3), mask.flip(3))
+    assert torch.allclose(mirrored.flip(3), prior(image * (1 - mask), mask), atol=2e-3)
+
+
+@pytest.mark.parametrize(("height", "width"), [(9, 9), (12, 7), (8, 11), (1, 1)])
+def test_smaller_and_oblong_pictures_see_its_middle(prior: GaussianPrior, height: int, width: int) -> None:
+    step = SIDE / max(height, width)
+    rows, columns = resampling(height, step, SIDE), resampling(width, step, SIDE)
+    image = rows @ pictures(61)[60:] @ columns.t()
+    mask = torch.zeros(1, 1, height, width)
+    mask[..., height // 3 : height // 2, width // 3 : width // 2] = 1
+    expected = prior(image * (1 - mask), mask)
+    assert expected.shape == image.shape
+    assert ((expected - image) * mask).abs().max() < 0.02
+
+
+def test_resampling_is_nothing_at_its_own_size_and_keeps_means() -> None:
+    assert torch.equal(resampling(SIDE, 1.0, SIDE), torch.eye(SIDE))
+    half = resampling(SIDE // 2, 2.0, SIDE)
+    assert torch.allclose(half.sum(dim=1), torch.ones(SIDE // 2))
+    ramp = torch.arange(SIDE).float()
+    assert torch.allclose((half @ ramp)[1:-1], ramp.view(-1, 2).mean(dim=1)[1:-1])
+    assert torch.allclose(half, half.flip(0, 1))
+
+
+def test_more_components_than_pictures_show_are_none() -> None:
+    torch.manual_seed(0)
+    prior = GaussianPrior(300, SIDE)
+    prior.fit(pictures(3))
+    assert 0 < int((prior.basis.norm(dim=1) > 1e-3).sum()) <= 6
+    image, mask = pictures(3)[:1], hole()
+    assert ((prior(image * (1 - mask), mask) - image) * mask).abs().max() < 0.05
+
+
+def test_components_are_orthogonal_and_as_long_as_their_standard_deviations(prior: GaussianPrior) -> None:
+    gram = prior.basis @ prior.basis.t()
+    lengths = gram.diagonal()
+    assert (gram - torch.diag(lengths)).abs().max() < 1e-3
+    images = pictures(60)
+    varying = torch.cat([images, images.flip(3)]).flatten(1) - prior.mean
+    assert lengths.sum() == pytest.approx(varying.square().sum(dim=1).mean().item(), rel=1e-3)
+
+
+def test_a_network_with_an_unfitted_prior_begins_with_push_pull() -> None:
+    torch.manual_seed(0)
+    network = InpaintingNetwork(4, bottleneck_depth=1, prior_rank=5).eval()
+    image, mask = torch.rand(2, 3, 32, 27), torch.zeros(2, 1, 32, 27)
+    mask[..., 5:20, 6:24] = 1
+    known = image * (1 - mask)
+    assert torch.allclose(network.first_guess(known, mask), push_pull(known, mask), atol=1e-5)
+    assert torch.allclose(network(image, mask)["refined"], push_pull(known, mask), atol=1e-5)
+
+
+def test_a_first_guess_is_what_the_prior_expects_and_push_pull_of_what_it_misses() -> None:
+    torch.manual_seed(0)
+    network = InpaintingNetwork(4, bottleneck_depth=1, pyramid_base=SIDE, prior_rank=8)
+    assert network.prior is not None
+    network.prior.fit(pictures(60))
+    image, mask = pictures(61)[60:] + 0.2 * torch.rand(1, 3, SIDE, SIDE), hole()
+    known = image * (1 - mask)
+    expected = network.prior(known, mask)
+    rest = push_pull((known - expected + 0.5) * (1 - mask), mask) - 0.5
+    guess = network.first_guess(known, mask)
+    assert torch.allclose(guess, expected + rest, atol=1e-5)
+    assert torch.equal(guess * (1 - mask), known)
+
+
+def test_a_prior_is_no_parameter_and_stays_as_it_is_in_training() -> None:
+    network = InpaintingNetwork(4, bottleneck_depth=1, prior_rank=5)
+    assert not [name for name, _ in network.named_parameters() if "prior" in name]
+    assert {"prior.mean", "prior.basis", "prior.noise"} <= network.state_dict().keys()
+    assert "prior.basis" not in InpaintingNetwork(4, bottleneck_depth=1).state_dict()
