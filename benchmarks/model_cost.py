@@ -133,7 +133,8 @@ def measure(preset: str, label: str, size: int, rounds: int) -> str:
 
     times = medians([forward, dense_forward, train, dense_train], rounds)
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    cells = [label, str(size), f"{parameters / 1e6:.2f} M", f"{macs / 1e9:.2f}"]
+    fitted = sum(buffer.numel() for buffer in network.buffers())
+    cells = [label, str(size), f"{parameters / 1e6:.2f} + {fitted / 1e6:.2f} M", f"{macs / 1e9:.2f}"]
     cells += [f"{times[0] * 1e3:.0f} ms", f"{times[0] / times[1]:.1f}"]
     cells += [f"{times[2] * 1e3:.0f} ms", f"{times[2] / times[3]:.1f}"]
     cells += [f"{peak_memory(preset, size, training):.0f} MiB" for training in (False, True)]
