@@ -142,7 +142,7 @@ def size_free_prior(network: InpaintingNetwork) -> SizeFreePrior | None:
 
 
 class Expect(nn.Module):
-    """What is left of `InpaintingNetwork.first_guess` behind its push-pull prefill, given the expected picture.
+    """The rest of `InpaintingNetwork.first_guess`, given its push-pull prefill and the expected picture.
 
     Shapes:
         expected, prefill and image (B, 3, H, W), no side longer than `pyramid_base`; mask (B, 1, H, W).
@@ -273,8 +273,8 @@ class PackedCompletion(nn.Module):
 
         def complete_level(k: torch.Tensor, prefill: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             completed = self.level(read(prefill, torch.zeros_like(k), k), *image_and_hole(k))
-            larger = (k - 1).clamp_min(0)
-            return k - 1, write(prefill, torch.zeros_like(k), self.enlarge(completed, *image_and_hole(larger)))
+            enlarged = self.enlarge(completed, *image_and_hole((k - 1).clamp_min(0)))
+            return k - 1, write(prefill, torch.zeros_like(k), enlarged)
 
         known, hole = image.masked_fill(mask > 0, 0), (mask > 0).to(image.dtype)
         finest = torch.cat([known, hole], dim=1).flatten(2)

@@ -465,9 +465,9 @@ class InpaintingNetwork(nn.Module):
     """Completes the hole and leaves everything else as it is: Î = I ⊙ (1 - M) + G(I, M) ⊙ M.
 
     The image is halved until its longer side is at most `pyramid_base`, and that copy completed first, over
-    a push-pull prefill that knows what pictures are like (`first_guess`); each completion, enlarged, is the prefill of the next size, up to the image's own.
-    One set of weights serves all sizes, so that a hole is filled from as far away in a large picture as
-    in a small one.
+    a push-pull prefill that knows what pictures are like (`first_guess`); each completion, enlarged, is the
+    prefill of the next size, up to the image's own. One set of weights serves all sizes, so that a hole is
+    filled from as far away in a large picture as in a small one.
 
     Args:
         base_channels: C, an even number.
@@ -539,7 +539,7 @@ class InpaintingNetwork(nn.Module):
         return outputs | ({"smaller": completions} if self.training else {})
 
     def first_guess(self, image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Fill the smallest copy, 0 under the hole: what the prior expects, and push-pull of what it misses."""
+        """Fill an image that is 0 under the hole: what the prior expects, and push-pull of what it misses."""
         guess = push_pull(image, mask)
         if self.prior is not None:
             expected = self.prior(image, mask).to(image.dtype)

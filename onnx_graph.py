@@ -101,8 +101,8 @@ FIRST_GUESS
 }
 """
 
-# `GaussianPrior`: its equations (B, rank, rank + 1), the right side last, solved by Gauss-Jordan elimination,
-# whose step k takes (column k - e_k) times (row k / pivot) from them. They are positive definite: no pivoting.
+# `GaussianPrior`: its equations (B, rank, rank + 1), the right side last, solved by Gauss-Jordan elimination.
+# Step k takes (column k - e_k) times (row k / pivot) from them; positive definite, they need no pivoting.
 WITH_PRIOR = """
     first_guess = If (alone) <
         then_branch = expected_completion () => (float[?,3,?,?] guess) {
@@ -149,8 +149,12 @@ class Equations(nn.Module):
         return torch.cat(self.prior.equations(image, mask), dim=2)
 
 
-class Picture(Equations):
+class Picture(nn.Module):
     """The picture of components z (B, rank), of the size of `image`."""
+
+    def __init__(self, prior: SizeFreePrior) -> None:
+        super().__init__()
+        self.prior = prior
 
     def forward(self, z: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
         return self.prior.picture(z, *image.shape[-2:])

@@ -8,7 +8,7 @@ LEAST_NOISE = 1e-4  # squared; keeps the equations solvable where images are too
 
 
 def resampling(count: int, step: torch.Tensor | float, side: int) -> torch.Tensor:
-    """Weights of a linear resampling around the middle of a row of `side` values: (count, side), rows sum to 1.
+    """Weights of a linear resampling around the middle of a row of values: (count, side), rows sum to 1.
 
     Args:
         step: distance of two of the `count` values in values of the row, at least 1; each averages so many.
@@ -31,7 +31,8 @@ class GaussianPrior(nn.Module):
 
     Args:
         rank: number of components, columns of B.
-        side: pixels; smaller and oblong pictures see the middle of the components, scaled to their longer side.
+        side: pixels; smaller and oblong pictures see the middle of the components, scaled to their longer
+            side.
 
     Shapes:
         image (B, 3, H, W) in [0, 1], 0 under the hole; mask (B, 1, H, W), 1 = missing. Returns the

@@ -123,8 +123,8 @@ def test_shards_are_scanned(folder: Path, tmp_path: Path) -> None:
 
 
 def test_cost_is_measured_at_every_size_of_the_plan(tmp_path: Path) -> None:
-    cost = measure(small_config(tmp_path, progressive="16:0.5:3"))
-    larger = measure(small_config(tmp_path, image_size=64))
+    cost = measure(small_config(tmp_path, progressive="16:0.5:3", prior_rank=0))
+    larger = measure(small_config(tmp_path, image_size=64, prior_rank=0))
     assert list(cost.seconds) == [(16, 3), (32, 2)] and min(cost.seconds.values()) > 0
     assert cost.parameters == larger.parameters > 1000
     assert 4 * cost.macs < larger.macs < 6 * cost.macs  # the pyramid gets one more level

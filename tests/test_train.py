@@ -515,7 +515,7 @@ def test_weights_without_a_prior_are_given_one(config: Config, tmp_path: Path) -
     assert state["architecture"]["prior_rank"] == config.prior_rank and state["ema"]["prior.basis"].any()
     kept = load_checkpoint(weights, "--init")["ema"]["embed.weight"]
     assert torch.allclose(state["ema"]["embed.weight"], kept, atol=1e-6)
-    with pytest.raises(UserError, match="--init: .* another architecture: prior_rank 32 there, 8 here"):
+    with pytest.raises(UserError, match=r"--init: .* another architecture: prior_rank 32 there, 8 here"):
         path = Path(config.save_dir) / "checkpoints" / "last.pth"
         again = tmp_path / "again"
         train(dataclasses.replace(config, prior_rank=8, init=str(path), save_dir=str(again)))
