@@ -146,7 +146,8 @@ class Equations(nn.Module):
         self.prior = prior
 
     def forward(self, image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        return torch.cat(self.prior.equations(image, mask), dim=2)
+        mean, basis = self.prior.scaled_to(image.shape[2], image.shape[3])
+        return torch.cat(self.prior.equations(mean, basis, image, mask), dim=2)
 
 
 class Picture(nn.Module):
@@ -157,7 +158,8 @@ class Picture(nn.Module):
         self.prior = prior
 
     def forward(self, z: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
-        return self.prior.picture(z, *image.shape[-2:])
+        mean, basis = self.prior.scaled_to(image.shape[2], image.shape[3])
+        return (mean + z @ basis).view(image.shape)
 
 
 def build_model(network: InpaintingNetwork, *, half: bool) -> onnx.ModelProto:

@@ -52,23 +52,20 @@ class GaussianPrior(nn.Module):
 
     def forward(self, image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         with torch.autocast(image.device.type, enabled=False):
-            matrix, right = self.equations(image, mask)
+            mean, basis = self.scaled_to(*image.shape[-2:])
+            matrix, right = self.equations(mean, basis, image, mask)
             z = torch.cholesky_solve(right, torch.linalg.cholesky(matrix))[:, :, 0]
-            return self.picture(z, *image.shape[-2:])
+            return (mean + z @ basis).view(image.shape)
 
-    def equations(self, image: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def equations(
+        self, mean: torch.Tensor, basis: torch.Tensor, image: torch.Tensor, mask: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """BᵀKB + σ²I (B, rank, rank) and BᵀK (x - μ) (B, rank, 1), of which z is the solution."""
-        mean, basis = self.scaled_to(*image.shape[-2:])
         known = (1 - mask.to(mean)).expand(-1, 3, -1, -1).flatten(1)  # the diagonal of K
         misfit = (image.to(mean).flatten(1) - mean) * known
         matrix = (basis * known[:, None]) @ basis.t()
         matrix = matrix + self.noise * torch.eye(self.rank, device=image.device)
         return matrix, (misfit @ basis.t())[:, :, None]
-
-    def picture(self, z: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        """μ + Bz as a picture: (B, rank) to (B, 3, height, width)."""
-        mean, basis = self.scaled_to(height, width)
-        return (mean + z @ basis).unflatten(1, (3, height, width))
 
     def scaled_to(self, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean (1, 3·height·width) and components (rank, 3·height·width) of pictures of this size."""
