@@ -165,8 +165,6 @@ def train(config: Config) -> Path:
             probe = torch.zeros(1, 3, config.image_size, config.image_size, device=device)
             lpips_score(probe, probe, config.lpips_weights or None)
         loaders = make_loaders(run)
-        if run.step == 0:
-            fit_prior(run)
         lock = None
         if rank == 0:
             for loader in loaders:
@@ -181,6 +179,7 @@ def train(config: Config) -> Path:
         if not (folder / "checkpoints" / "best_model.pth").exists():  # another folder's best stays there
             run.best_psnr = -math.inf
         try:
+            fit_prior(run)
             return run_epochs(run, criterion, loaders, folder, stop)
         except RuntimeError as error:
             if num_processes > 1 and is_connection_error(error):
