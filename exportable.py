@@ -216,11 +216,11 @@ class Completion(nn.Module):
         filled = torch.full_like(images[-1], 0.5)
         for i in range(len(images)):
             k = len(images) - 1 - i
-            if k > last:
+            if k >= last:
                 filled = self.enlarge(filled, images[k], masks[k])
-            else:
-                if k == last:
-                    filled = self.guess(self.enlarge(filled, images[k], masks[k]), images[k], masks[k])
+            if k == last:
+                filled = self.guess(filled, images[k], masks[k])
+            if k <= last:
                 filled = self.level(filled, images[k], masks[k])
         return torch.where(mask > 0, filled.clamp(0.0, 1.0), image)
 
