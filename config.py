@@ -203,7 +203,7 @@ PRESETS: dict[str, dict[str, Any]] = {
                          lambda_edge=1.0, lambda_color=1.0, lambda_corner=0.5),
     "small_gpu":    dict(batch_size=4, base_channels=24, use_structure_encoder=False,
                          prior_rank=192, amp=True),
-    "debug":        dict(epochs=5, batch_size=2, base_channels=16, prior_rank=32,
+    "debug":        dict(epochs=5, batch_size=2, base_channels=16, prior_rank=0,
                          train_root="sample", val_root="sample", train_subset=100, val_subset=50,
                          image_size=128, num_workers=0),
 }

@@ -32,6 +32,7 @@ def drawn_config(folder: Path, tmp_path: Path) -> Config:
         "debug",
         base_channels=4,
         bottleneck_depth=1,
+        prior_rank=32,
         epochs=3,
         image_size=32,
         train_root=str(folder),
