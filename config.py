@@ -38,6 +38,13 @@ class Config:
     mask_root: str = setting("", "folder of mask files to use instead of drawn masks", "DIR")
     invert_mask: bool = setting(False, "in mask files black is missing, not white")
     min_crop: float = setting(1.0, "least side of a training crop, of the image's shorter side", "SHARE")
+    rotate: float = setting(0.0, "largest angle by which a training crop is turned", "DEGREES")
+    color_jitter: float = setting(
+        0.0, "largest change of brightness, contrast and saturation of a training crop", "SHARE"
+    )
+    max_enlarge: float = setting(
+        0.0, "leave out training images that would be enlarged by more than this; 0 for none", "FACTOR"
+    )
     num_workers: int = setting(2, "loader processes", "N")
     cache: bool = setting(True, "keep decoded images in a file that all processes share")
     cache_dir: str = setting("", "where that file is (default: the user's cache folder)", "DIR")
@@ -151,6 +158,10 @@ class Config:
         require(self.grad_clip > 0, "grad_clip", "above 0")
         require(0 <= self.warmup < 1, "warmup", "at least 0 and below 1")
         require(0 < self.min_crop <= 1, "min_crop", "above 0 and at most 1")
+        require(0 <= self.rotate <= 180, "rotate", "from 0 to 180 degrees")
+        require(0 <= self.color_jitter < 1, "color_jitter", "at least 0 and below 1")
+        require(self.max_enlarge >= 0, "max_enlarge", "0 or more")
+        require(not (self.max_enlarge and is_shards(self.train_root)), "max_enlarge", "0 with shards")
         require(0 < self.decay <= 1, "decay", "above 0 and at most 1")
         require(self.reconstruction in ("l1", "rms"), "reconstruction", "l1 or rms")
         require(self.optimizer in ("adamw", "muon"), "optimizer", "adamw or muon")

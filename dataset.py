@@ -15,11 +15,13 @@ import skimage
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from augmentation import Augmentation, Cut
 from cli import UserError
 from files import EXTENSIONS, find_images
-from image_cache import open_pixels, read_mask, resize_image
+from image_cache import open_pixels, read_mask, short_side_of
 
 MAX_UNREADABLE = 0.01  # share of a folder
+UNCHANGED = Augmentation()
 MAX_GREY = 0.01  # share of a mask's pixels that may be neither black nor white
 
 SAMPLE = "sample"  # reserved root: crops of photographs that the scikit-image wheel carries
@@ -147,8 +149,8 @@ class InpaintingDataset(Dataset):
         mask_root: folder of mask files instead of drawn masks; one whose stem is the image's, or the
             image's with `_mask`, belongs to it and is cropped like it; other images get any of them.
         invert_mask: black, not white, is missing in mask files.
-        min_crop: least side of a training crop, as a share of the picture's shorter side; the side is drawn
-            evenly from there to 1, and the crop scaled to `image_size`.
+        augmentation: how training pictures are changed.
+        max_enlarge: leave out training pictures that would be enlarged by more than this factor; 0 for none.
         cache_dir: where decoded images are kept; "" for the user's cache folder, None to decode at every use.
         flag: what errors call the root.
 
@@ -169,7 +171,8 @@ class InpaintingDataset(Dataset):
         coverage: tuple[float, float] = (0.1, 0.4),
         mask_root: str = "",
         invert_mask: bool = False,
-        min_crop: float = 1.0,
+        augmentation: Augmentation = UNCHANGED,
+        max_enlarge: float = 0.0,
         seed: int = 42,
         cache_dir: str | Path | None = "",
         flag: str = "--train_root",
@@ -180,8 +183,17 @@ class InpaintingDataset(Dataset):
         chosen = choose(len(paths), max_images, seed)
         paths, names = [paths[i] for i in chosen], [names[i] for i in chosen]
 
-        self.min_crop = min_crop if training else 1.0
-        stored_size = math.ceil(image_size / self.min_crop)
+        if training and max_enlarge:
+            sizes = {path: short_side_of(path) for path in set(paths)}
+            large = [i for i, path in enumerate(paths) if image_size <= max_enlarge * sizes[path]]
+            if not large:
+                raise UserError(
+                    f"--max_enlarge: every picture in {root} is too small for {image_size} pixels"
+                )
+            paths, names = [paths[i] for i in large], [names[i] for i in large]
+
+        self.augmentation = augmentation if training else UNCHANGED
+        stored_size = math.ceil(image_size / self.augmentation.min_crop)
         short_side = stored_size * 3 // 2 if root == SAMPLE else stored_size
         files = sorted(set(paths))
         self.pixels = open_pixels(files, short_side, "white", cache_dir, label=flag.lstrip("-"))
@@ -219,7 +231,7 @@ class InpaintingDataset(Dataset):
             image_size=self.image_size,
             coverage=self.coverage,
             masks=self.masks,
-            min_crop=self.min_crop,
+            augmentation=self.augmentation,
             random_crop=self.random_crops,
             random_flip=self.training,
         )
@@ -233,33 +245,29 @@ def make_item(
     image_size: int,
     coverage: tuple[float, float],
     masks: "MaskFolder | None" = None,
-    min_crop: float = 1.0,
+    augmentation: Augmentation = UNCHANGED,
     random_crop: bool = True,
     random_flip: bool = True,
 ) -> dict[str, Any]:
     """One item of `InpaintingDataset` from a decoded picture; every draw comes from `generator`.
 
     Args:
-        image: (H, W, 3) uint8, its shorter side `image_size / min_crop` pixels or more.
+        image: (H, W, 3) uint8, its shorter side `image_size / augmentation.min_crop` pixels or more.
         masks: to be used instead of drawn masks of the range `coverage`.
         random_crop: else the centre is cut out.
     """
-    size = side = image_size
-    if min_crop < 1:
-        short_side = min(image.shape[:2])
-        side = round(short_side * generator.uniform(max(min_crop, size / short_side), 1))
-    spare = np.array(image.shape[:2]) - side
-    top, left = generator.integers(0, spare + 1) if random_crop else spare // 2
+    cut = augmentation.draw_cut(image.shape, image_size, generator, centered=not random_crop)
     flip = random_flip and generator.random() < 0.5
     if masks is None:
-        mask = random_mask(size, size, coverage, generator)
+        mask = random_mask(image_size, image_size, coverage, generator)
     else:
-        mask = masks.read(name, image.shape[:2], top, left, side, size, generator)
-    image = resize_image(image[top : top + side, left : left + side], size)
+        mask = masks.read(name, image.shape[:2], cut, image_size, generator)
+    colors = cut.take(image, image_size).astype(np.float32) / 255
     if flip:
-        image, mask = image[:, ::-1], mask[:, ::-1]
+        colors, mask = colors[:, ::-1], mask[:, ::-1]
+    colors = augmentation.recolor(colors, generator)
     return {
-        "image": torch.from_numpy(image.transpose(2, 0, 1).astype(np.float32) / 255),
+        "image": torch.from_numpy(np.ascontiguousarray(colors.transpose(2, 0, 1))),
         "mask": torch.from_numpy(mask[None].astype(np.float32)),
         "name": name,
     }
@@ -316,9 +324,7 @@ class MaskFolder:
         self,
         name: str,
         shape: tuple[int, ...],
-        top: int,
-        left: int,
-        side: int,
+        cut: Cut,
         size: int,
         generator: np.random.Generator,
     ) -> np.ndarray:
@@ -330,7 +336,7 @@ class MaskFolder:
         mask = ((grey.mean(axis=2) >= 127.5) != self.invert).astype(np.uint8)
         if own is not None:
             mask = cv2.resize(mask, (shape[1], shape[0]), interpolation=cv2.INTER_NEAREST)
-            mask = mask[top : top + side, left : left + side]
+            return cut.take(mask, size, nearest=True)
         return cv2.resize(mask, (size, size), interpolation=cv2.INTER_NEAREST)
 
 
@@ -375,7 +381,8 @@ def get_dataloaders(
     coverage: tuple[float, float] = (0.1, 0.4),
     mask_root: str = "",
     invert_mask: bool = False,
-    min_crop: float = 1.0,
+    augmentation: Augmentation = UNCHANGED,
+    max_enlarge: float = 0.0,
     num_workers: int = 2,
     seed: int = 42,
     cache_dir: str | Path | None = "",
@@ -395,7 +402,13 @@ def get_dataloaders(
     shared: dict[str, Any] = {"coverage": coverage, "mask_root": mask_root, "invert_mask": invert_mask}
     shared |= {"seed": seed, "cache_dir": cache_dir}
     train_set = InpaintingDataset(
-        train_root, image_size, max_images=train_subset, min_crop=min_crop, flag="--train_root", **shared
+        train_root,
+        image_size,
+        max_images=train_subset,
+        augmentation=augmentation,
+        max_enlarge=max_enlarge,
+        flag="--train_root",
+        **shared,
     )
     sampler = EpochSampler(len(train_set), seed, rank, num_processes)
     pin_memory = torch.cuda.is_available()

@@ -60,6 +60,15 @@ def read_image(path: Path | BinaryIO, background: str = "white", least_side: int
     return np.asarray(picture.convert("RGB"))
 
 
+def short_side_of(path: Path) -> float:
+    """Pixels of a picture's shorter side, from its header; ∞ if that is unreadable: decoding will say why."""
+    try:
+        with Image.open(path) as file:
+            return min(file.size)
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError):
+        return math.inf
+
+
 def read_mask(path: Path, invert: bool = False) -> tuple[np.ndarray, float]:
     """Read a mask file: white, from 50 % up, is missing; black is, if `invert`. Transparent is black.
 

@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from augmentation import Augmentation
 from cli import UserError
-from dataset import MaskFolder, make_item
+from dataset import UNCHANGED, MaskFolder, make_item
 from files import EXTENSIONS
 from image_cache import read_scaled
 
@@ -178,7 +179,7 @@ class ShardDataset(IterableDataset):
         coverage: tuple[float, float] = (0.1, 0.4),
         mask_root: str = "",
         invert_mask: bool = False,
-        min_crop: float = 1.0,
+        augmentation: Augmentation = UNCHANGED,
         seed: int = 42,
         cache_dir: str | Path | None = "",
         rank: int = 0,
@@ -186,7 +187,7 @@ class ShardDataset(IterableDataset):
         buffer: int = BUFFER,
     ) -> None:
         self.image_size, self.batch_size, self.coverage = image_size, batch_size, coverage
-        self.min_crop, self.seed, self.buffer = min_crop, seed, buffer
+        self.augmentation, self.seed, self.buffer = augmentation, seed, buffer
         self.rank, self.num_processes = rank, num_processes
         self.epoch = self.start = 0
         self.unreadable: list[str] = []  # found while iterating, and printed then
@@ -201,7 +202,7 @@ class ShardDataset(IterableDataset):
             raise UserError(
                 f"--train_root: {self.counts.sum()} images in {root}, {num_processes} process(es)"
             )
-        self.stored_size = math.ceil(image_size / min_crop)
+        self.stored_size = math.ceil(image_size / augmentation.min_crop)
         self.masks = (
             MaskFolder(Path(mask_root), self.stored_size, invert_mask, cache_dir) if mask_root else None
         )
@@ -257,7 +258,7 @@ class ShardDataset(IterableDataset):
                 image_size=self.image_size,
                 coverage=self.coverage,
                 masks=self.masks,
-                min_crop=self.min_crop,
+                augmentation=self.augmentation,
             )
         raise UserError(f"--train_root: no image can be read any more in {samples[0].shard}")
 

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import preflight
+from augmentation import Augmentation
 from cli import UserError, one_line
 from config import Config, parse_config
 from dataset import get_dataloaders, report_unreadable, validation_loader
@@ -418,7 +419,8 @@ def loaders_of(
         "seed": config.seed,
         "cache_dir": config.cache_dir if config.cache else None,
     }
-    mine: dict[str, Any] = {"min_crop": config.min_crop, "rank": rank, "num_processes": num_processes}
+    augmentation = Augmentation(config.min_crop, config.rotate, config.color_jitter)
+    mine: dict[str, Any] = {"augmentation": augmentation, "rank": rank, "num_processes": num_processes}
     if not is_shards(config.train_root):
         return get_dataloaders(
             config.train_root,
@@ -428,6 +430,7 @@ def loaders_of(
             val_size=config.image_size,
             train_subset=config.train_subset or None,
             val_subset=config.val_subset or None,
+            max_enlarge=config.max_enlarge,
             **mine,
             **shared,
         )

@@ -9,6 +9,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 import image_cache
+from augmentation import Augmentation, Cut
 from cli import UserError, one_line
 from dataset import (
     EpochSampler,
@@ -165,7 +166,13 @@ def test_crops_of_random_size_show_parts_at_full_detail(tmp_path: Path) -> None:
     Image.fromarray(ramp).save(tmp_path / "ramp.png")
     (tmp_path / "masks").mkdir()
     Image.fromarray((ramp > 127).astype(np.uint8) * 255).save(tmp_path / "masks" / "ramp.png")
-    data = InpaintingDataset(str(tmp_path), 32, min_crop=0.5, mask_root=str(tmp_path / "masks"), max_images=1)
+    data = InpaintingDataset(
+        str(tmp_path),
+        32,
+        augmentation=Augmentation(min_crop=0.5),
+        mask_root=str(tmp_path / "masks"),
+        max_images=1,
+    )
     spans = []
     for epoch in range(60):
         item = data[epoch]
@@ -174,8 +181,70 @@ def test_crops_of_random_size_show_parts_at_full_detail(tmp_path: Path) -> None:
         assert item["image"].shape == (3, 32, 32)
         assert (item["mask"][0, 16] == (row > 0.5).float()).float().mean() > 0.9  # the mask moves with it
     assert 0.45 < min(spans) < 0.6 and 0.88 < max(spans) <= 1
-    validation = InpaintingDataset(str(tmp_path), 32, min_crop=0.5, training=False, max_images=1)
+    validation = InpaintingDataset(
+        str(tmp_path), 32, augmentation=Augmentation(min_crop=0.5), training=False, max_images=1
+    )
     assert (validation[0]["image"][0, 16, -1] - validation[0]["image"][0, 16, 0]).abs() > 0.95
+
+
+def test_turned_crops_show_the_picture_turned_and_its_mask_with_it(tmp_path: Path) -> None:
+    light = np.zeros((96, 96, 3), np.uint8)
+    light[:, 48:] = 255  # an upright edge through the middle
+    Image.fromarray(light).save(tmp_path / "edge.png")
+    (tmp_path / "masks").mkdir()
+    Image.fromarray(light).save(tmp_path / "masks" / "edge.png")
+    augmentation = Augmentation(min_crop=0.7, rotate=20)
+    data = InpaintingDataset(
+        str(tmp_path), 64, augmentation=augmentation, mask_root=str(tmp_path / "masks"), max_images=1
+    )
+    angles = []
+    for epoch in range(80):
+        item = data[epoch]
+        assert ((item["image"][0] > 0.5) == (item["mask"][0] > 0)).float().mean() > 0.97
+        width = item["mask"][0].sum(dim=1)  # of the light part, by row
+        if width.min() > 4 and width.max() < 60:  # the edge leaves neither side
+            share = (width[56] - width[8]).item() / 48
+            angles.append(np.degrees(np.arctan(share)))
+    assert len(angles) > 40 and max(map(abs, angles)) < 22
+    assert min(angles) < -10 and max(angles) > 10
+
+
+def test_a_cut_without_an_angle_is_what_the_warp_shows() -> None:
+    image = photograph(80, 100)
+    upright, turned = (Cut(10, 20, 64, angle).take(image, 64).astype(int) for angle in (0, 1e-9))
+    np.testing.assert_allclose(turned, upright, atol=1)
+
+
+def test_recoloured_pictures_keep_their_greys_grey_and_their_mean_or_not(
+    generator: np.random.Generator,
+) -> None:
+    grey = np.repeat(np.linspace(0.3, 0.6, 64, dtype=np.float32).reshape(8, 8, 1), 3, axis=2)
+    for _ in range(20):
+        changed = Augmentation(color_jitter=0.2).recolor(grey, generator)
+        np.testing.assert_allclose(changed[..., 0], changed[..., 2], atol=1e-5)
+        assert 0.8 < changed.mean() / grey.mean() < 1.2
+        assert 0.6 < np.ptp(changed) / np.ptp(grey) < 1.45  # brightness times contrast
+    color = np.random.default_rng(0).random((8, 8, 3), np.float32) * 0.2 + 0.4
+    spread = [
+        Augmentation(color_jitter=0.2).recolor(color, generator).std(axis=2).mean() / color.std(axis=2).mean()
+        for _ in range(40)
+    ]
+    assert min(spread) < 0.9 and max(spread) > 1.1
+    assert Augmentation().recolor(color, generator) is color
+    assert Augmentation(color_jitter=0.9).recolor(color * 2.4, generator).max() <= 1
+
+
+def test_pictures_too_small_for_the_size_are_left_out(tmp_path: Path) -> None:
+    for side in (20, 40, 64):
+        Image.fromarray(photograph(side, side + 8)).save(tmp_path / f"{side}.png")
+    counts = [len(InpaintingDataset(str(tmp_path), 48, max_enlarge=limit)) for limit in (0, 3, 1.2, 1)]
+    assert counts == [3, 3, 2, 1]
+    assert len(InpaintingDataset(str(tmp_path), 48, max_enlarge=1, training=False)) == 3
+    with pytest.raises(UserError, match="--max_enlarge"):
+        InpaintingDataset(str(tmp_path), 128, max_enlarge=1.5)
+    (tmp_path / "damaged.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match="cannot be read"):  # not silently left out
+        InpaintingDataset(str(tmp_path), 48, max_enlarge=1)
 
 
 def test_the_sample_photographs_need_no_folder() -> None:

@@ -15,6 +15,7 @@ from PIL import Image
 
 import dataset
 import shards
+from augmentation import Augmentation
 from cli import UserError
 from dataset import InpaintingDataset, get_dataloaders
 from files import is_shards
@@ -150,7 +151,11 @@ def test_items_are_those_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyP
     dataset_make_item = dataset.make_item
     for module in (dataset, shards):
         monkeypatch.setattr(module, "make_item", record)
-    common: dict[str, Any] = {"min_crop": 0.5, "coverage": (0.2, 0.3), "mask_root": str(masks)}
+    common: dict[str, Any] = {
+        "augmentation": Augmentation(min_crop=0.5),
+        "coverage": (0.2, 0.3),
+        "mask_root": str(masks),
+    }
     assert len(list(InpaintingDataset(str(folder), 24, **common))) == 3
     assert len(list(ShardDataset(str(tmp_path / "all.tar"), 24, **common))) == 3
     expected, found = (sorted(part, key=lambda call: call[0]) for part in (seen[:3], seen[3:]))
