@@ -39,6 +39,10 @@ class SizeFreeAttention(MaskQueryCrossAttention):
     def split(self, x: torch.Tensor, *, halo: int = 0, outside: float = 0.0) -> torch.Tensor:
         return super().split(x.float(), halo=halo, outside=outside)
 
+    def windows(self, x: torch.Tensor, size: int) -> torch.Tensor:
+        x = F.unfold(x, size, stride=self.window)  # ONNX knows it; (B, C·size², windows)
+        return x.transpose(1, 2).unflatten(2, (-1, size * size)).flatten(0, 1)
+
     def join(self, y: torch.Tensor, height: int, width: int) -> torch.Tensor:
         return super().join(y, height, width).to(self.to_out.weight.dtype)
 

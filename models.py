@@ -360,12 +360,13 @@ class MaskQueryCrossAttention(nn.Module):
             return x.unflatten(1, (self.num_heads, -1)).flatten(3).transpose(2, 3)
         bottom, right = (beyond(side, self.window) for side in x.shape[-2:])
         x = F.pad(x, (halo, right + halo, halo, bottom + halo), value=outside)
-        size = self.window + 2 * halo
-        x = F.unfold(x, size, stride=self.window)  # (B, heads·d·tokens, windows)
-        x = x.transpose(1, 2).unflatten(
-            2, (self.num_heads, -1, size * size)
-        )  # (B, windows, heads, d, tokens)
-        return x.flatten(0, 1).transpose(2, 3)
+        x = self.windows(x, self.window + 2 * halo)
+        return x.unflatten(1, (self.num_heads, -1)).transpose(2, 3)
+
+    def windows(self, x: torch.Tensor, size: int) -> torch.Tensor:
+        """Squares of `size` tokens, `window` apart, of (B, C, h, w): (B·windows, C, size²), row by row."""
+        x = x.unfold(2, size, self.window).unfold(3, size, self.window)  # (B, C, rows, columns, size, size)
+        return x.permute(0, 2, 3, 1, 4, 5).flatten(0, 2).flatten(2)  # F.unfold goes image by image on CUDA
 
     def join(self, y: torch.Tensor, height: int, width: int) -> torch.Tensor:
         """The inverse of `split` without a halo: (B·windows, heads, tokens, d) to (B, heads·d, h, w)."""

@@ -44,22 +44,29 @@ class Muon(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            updates: dict[torch.Size, list[tuple[torch.Tensor, torch.Tensor]]] = {}
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state = self.state[parameter]
-                if not state:
-                    state["momentum"] = torch.zeros_like(parameter)
-                state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
-                update = parameter.grad.lerp(state["momentum"], group["momentum"]).flatten(1).float()
-                updates.setdefault(update.shape, []).append((parameter, update))
-            for shape, items in updates.items():
-                steps = orthogonalize(torch.stack([update for _, update in items]))
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if not parameters:
+                continue
+            gradients = [parameter.grad for parameter in parameters]
+            for parameter in parameters:
+                if not self.state[parameter]:
+                    self.state[parameter]["momentum"] = torch.zeros_like(parameter)
+            momenta = [self.state[parameter]["momentum"] for parameter in parameters]
+            torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
+            updates = torch._foreach_lerp(gradients, momenta, group["momentum"])
+            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+            shapes: dict[torch.Size, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+            for parameter, update in zip(parameters, updates, strict=True):
+                matrix = update.flatten(1).float()
+                shapes.setdefault(matrix.shape, []).append((parameter, matrix))
+            for shape, items in shapes.items():
+                steps = orthogonalize(torch.stack([matrix for _, matrix in items]))
+                changes = [
+                    step.view(parameter.shape).to(parameter.dtype)
+                    for (parameter, _), step in zip(items, steps, strict=True)
+                ]
                 scale = group["lr"] * RMS * math.sqrt(max(shape))
-                for (parameter, _), step in zip(items, steps, strict=True):
-                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                    parameter.sub_(step.view(parameter.shape).to(parameter.dtype), alpha=scale)
+                torch._foreach_sub_([parameter for parameter, _ in items], changes, alpha=scale)
         return loss
 
 

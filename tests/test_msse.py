@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from msse import MultiScaleStructureEncoder, StructureAwareAttentionGate
+from msse import DepthwiseConv2d, MultiScaleStructureEncoder, StructureAwareAttentionGate
 
 
 def test_structure_is_a_confidence_at_every_pixel() -> None:
@@ -53,3 +53,13 @@ def test_the_gate_is_alpha_times_structure_per_head() -> None:
         gate.alpha.copy_(torch.tensor([0.0, 1.0, -2.0]))
     S = torch.rand(2, 1, 4, 5)
     assert torch.equal(gate(S), torch.cat([0 * S, S, -2 * S], dim=1))
+
+
+@pytest.mark.parametrize("size", [(7, 1), (1, 15)])
+def test_a_dense_convolution_stands_in_for_the_depthwise_one(size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    layer, x = DepthwiseConv2d(6, size).double(), torch.randn(2, 6, 19, 23).double()
+    expected, dense = layer(x), layer.as_dense(x)
+    torch.testing.assert_close(dense, expected)
+    gradients = [torch.autograd.grad(y.square().sum(), layer.weight)[0] for y in (expected, dense)]
+    torch.testing.assert_close(*gradients)
