@@ -100,3 +100,9 @@ class GaussianPrior(nn.Module):
         self.basis.zero_()
         self.basis[:rank] = (axes[:, :rank] * variances.sqrt()).t()
         self.noise.fill_(max(LEAST_NOISE, CORRELATED * left.item() / max(1, rows.shape[1] - rank)))
+
+    def forget(self) -> None:
+        """Return to the state before `fit`: expect grey, which leaves the guess to push-pull."""
+        self.mean.fill_(0.5)
+        self.basis.zero_()
+        self.noise.fill_(1.0)

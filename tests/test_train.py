@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY, photograph
@@ -505,6 +506,25 @@ def test_the_prior_is_fitted_once_and_stays(config: Config, tmp_path: Path) -> N
     again = dataclasses.replace(config, epochs=1, save_dir=str(tmp_path / "again"))
     train(dataclasses.replace(again, init=str(Path(config.save_dir) / "checkpoints" / "last.pth"), seed=7))
     assert torch.equal(state_of(tmp_path / "again")["ema"]["prior.basis"], basis)
+
+
+def test_a_prior_that_guesses_worse_than_push_pull_is_left_out(
+    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    others = tmp_path / "others"
+    others.mkdir()
+    for i in range(8):  # smooth, where the training images are not
+        ramp = np.linspace(10 * i, 255 - 10 * i, 64).astype(np.uint8)
+        picture = np.stack(
+            [np.tile(ramp, (64, 1)), np.tile(ramp[:, None], (1, 64)), np.full((64, 64), 99)], 2
+        )
+        Image.fromarray(picture.astype(np.uint8)).save(others / f"{i}.png")
+    checkpoint = train(dataclasses.replace(config, epochs=1, val_root=str(others)))
+    assert "worse than push-pull" in capsys.readouterr().err
+    state = load_checkpoint(checkpoint, "")
+    assert not state["model"]["prior.basis"].any() and not state["ema"]["prior.basis"].any()
+    train(dataclasses.replace(config, epochs=2, resume="auto"))  # not fitted in the middle of a run
+    assert not state_of(Path(config.save_dir))["model"]["prior.basis"].any()
 
 
 def test_weights_without_a_prior_are_given_one(config: Config, tmp_path: Path) -> None:
