@@ -102,22 +102,31 @@ def test_mistakes_are_one_line(
     assert not (tmp_path / "out.pth").exists()
 
 
-def test_the_weights_that_come_along_are_small_whole_and_better_than_opencv() -> None:
-    path = REPOSITORY / "weights" / "default.pth"
-    assert path.stat().st_size < 8 * 10**6
+@pytest.mark.parametrize(("name", "megabytes"), [("default", 8), ("fast", 3)])
+def test_the_weights_that_come_along_are_small_whole_and_better_than_opencv(
+    name: str, megabytes: int
+) -> None:
+    path = REPOSITORY / "weights" / f"{name}.pth"
+    assert path.stat().st_size < megabytes * 10**6
     state = load_checkpoint(path, "--checkpoint")
     assert (
         len(state["metrics"]) == 6 and state["data"] and not any("root" in name for name in state["config"])
     )
-    assert state["architecture"] == get_config("default").architecture()
+    assert state["architecture"] == get_config(name).architecture()
     pixels = read_image(REPOSITORY / "examples" / "astronaut.png")
     hole = read_image(REPOSITORY / "examples" / "astronaut_mask.png")[:, :, 0] > 127
     errors = [
         np.square(filled[hole].astype(float) - pixels[hole]).mean()
         for filled in (
-            Inpainter.from_checkpoint(None, "cpu")(pixels, hole),
+            Inpainter.from_checkpoint(name, "cpu")(pixels, hole),
             cv2.inpaint(pixels, hole.astype(np.uint8), 3, cv2.INPAINT_TELEA),
             cv2.inpaint(pixels, hole.astype(np.uint8), 3, cv2.INPAINT_NS),
         )
     ]
     assert errors[0] < 0.8 * min(errors[1:])
+
+
+def test_without_a_name_the_default_weights_complete() -> None:
+    networks = [Inpainter.from_checkpoint(name, "cpu").network for name in (None, "default", "fast")]
+    digests = [weights_digest(network.state_dict()) for network in networks]
+    assert digests[0] == digests[1] != digests[2]
