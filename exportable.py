@@ -224,7 +224,10 @@ class Completion(nn.Module):
                 filled = self.enlarge(filled, images[k], masks[k])
             if k == last:
                 filled = self.guess(filled, images[k], masks[k])
-            if k <= last:
+                pairs = [torch.cat([x, x.flip(3)]) for x in (filled, images[k], masks[k])]
+                straight, mirrored = self.level(pairs[0], pairs[1], pairs[2]).chunk(2)
+                filled = (straight + mirrored.flip(3)) / 2
+            if k < last:
                 filled = self.level(filled, images[k], masks[k])
         return torch.where(mask > 0, filled.clamp(0.0, 1.0), image)
 
@@ -275,6 +278,12 @@ class PackedCompletion(nn.Module):
             guess = self.guess(read(prefill, torch.zeros_like(k), k), *image_and_hole(k))
             return k - 1, write(prefill, torch.zeros_like(k), guess)
 
+        def complete_smallest(k: torch.Tensor, prefill: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            known = (read(prefill, torch.zeros_like(k), k), *image_and_hole(k))
+            straight, mirrored = self.level(*(torch.cat([x, x.flip(3)]) for x in known)).chunk(2)
+            enlarged = self.enlarge((straight + mirrored.flip(3)) / 2, *image_and_hole((k - 1).clamp_min(0)))
+            return k - 1, write(prefill, torch.zeros_like(k), enlarged)
+
         def complete_level(k: torch.Tensor, prefill: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             completed = self.level(read(prefill, torch.zeros_like(k), k), *image_and_hole(k))
             enlarged = self.enlarge(completed, *image_and_hole((k - 1).clamp_min(0)))
@@ -288,7 +297,8 @@ class PackedCompletion(nn.Module):
         filled = torch.full_like(levels[:, :3], 0.5)
         _, filled = while_loop(lambda k, _: k >= last, push_level, (top, filled))
         _, filled = while_loop(lambda k, _: k >= last, guess_level, (last, filled))  # once
-        _, filled = while_loop(lambda k, _: k >= 0, complete_level, (last, filled))
+        below, filled = while_loop(lambda k, _: k >= last, complete_smallest, (last, filled))  # once
+        _, filled = while_loop(lambda k, _: k >= 0, complete_level, (below, filled))
         output = filled[:, :, : height * width].unflatten(2, (height, width)).clamp(0, 1)
         return torch.where(mask > 0, output, image)
 

@@ -466,9 +466,10 @@ class InpaintingNetwork(nn.Module):
     """Completes the hole and leaves everything else as it is: Î = I ⊙ (1 - M) + G(I, M) ⊙ M.
 
     The image is halved until its longer side is at most `pyramid_base`, and that copy completed first, over
-    a push-pull prefill that knows what pictures are like (`first_guess`); each completion, enlarged, is the
-    prefill of the next size, up to the image's own. One set of weights serves all sizes, so that a hole is
-    filled from as far away in a large picture as in a small one.
+    a push-pull prefill that knows what pictures are like (`first_guess`), and in evaluation mode together
+    with its mirror image; each completion, enlarged, is the prefill of the next size, up to the image's
+    own. One set of weights serves all sizes, so that a hole is filled from as far away in a large picture
+    as in a small one.
 
     Args:
         base_channels: C, an even number.
@@ -528,16 +529,36 @@ class InpaintingNetwork(nn.Module):
         self, image: torch.Tensor, mask: torch.Tensor, return_attention: bool = False
     ) -> dict[str, Any]:
         """Complete an image that is 0 under the hole, after its smaller copies; as `forward`."""
-        if max(image.shape[-2:]) > self.pyramid_base:
-            smaller, smaller_mask = pull(image, mask)
-            below = self.complete(smaller, smaller_mask)
-            prefill = torch.where(smaller_mask > 0, below["refined"], smaller)
-            prefill = torch.where(mask > 0, resize(prefill, like=image), image)
-            completions = [*below.get("smaller", []), (smaller_mask, below["coarse"], below["refined"])]
-        else:
-            prefill, completions = self.first_guess(image, mask), []
+        if max(image.shape[-2:]) <= self.pyramid_base:
+            prefill = self.first_guess(image, mask)
+            if self.training:
+                return self.complete_over(prefill, image, mask, return_attention) | {"smaller": []}
+            return self.complete_mirrored(prefill, image, mask, return_attention)
+        smaller, smaller_mask = pull(image, mask)
+        below = self.complete(smaller, smaller_mask)
+        prefill = torch.where(smaller_mask > 0, below["refined"], smaller)
+        prefill = torch.where(mask > 0, resize(prefill, like=image), image)
         outputs = self.complete_over(prefill, image, mask, return_attention)
-        return outputs | ({"smaller": completions} if self.training else {})
+        if self.training:
+            outputs["smaller"] = [*below["smaller"], (smaller_mask, below["coarse"], below["refined"])]
+        return outputs
+
+    def complete_mirrored(
+        self, prefill: torch.Tensor, image: torch.Tensor, mask: torch.Tensor, return_attention: bool = False
+    ) -> dict[str, Any]:
+        """As `complete_over`, but the mean of the completion and of that of the mirror image, mirrored back.
+
+        Of the smallest copy, on which all others build, this costs next to nothing.
+        """
+        prefills, images, masks = (torch.cat([x, x.flip(3)]) for x in (prefill, image, mask))
+        outputs = self.complete_over(prefills, images, masks, return_attention)
+        for name, value in outputs.items():
+            if name == "attention":
+                outputs[name] = [each[: len(image)] for each in value]
+            else:
+                straight, mirrored = value.chunk(2)
+                outputs[name] = (straight + mirrored.flip(3)) / 2
+        return outputs
 
     def first_guess(self, image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Fill an image that is 0 under the hole: what the prior expects, and push-pull of what it misses."""

@@ -28,6 +28,10 @@ inpainting (
     one = Constant <value = int64 {1}> ()
     many = Constant <value = int64 {64}> ()
     list = Constant <value = int64[1] {1}> ()
+    across = Constant <value = int64[1] {3}> ()
+    end = Constant <value = int64[1] {-1}> ()
+    back = Constant <value = int64[1] {-1}> ()
+    begin = Constant <value = int64[1] {-9223372036854775807}> ()
     base = Constant <value = int64 {BASE}> ()
     always = Constant <value = bool {1}> ()
 
@@ -93,7 +97,37 @@ FIRST_GUESS
             k = Sub (last, j)
             image_k = SequenceAt (images, k)
             hole_k = SequenceAt (holes, k)
-            filled = part.level (below, image_k, hole_k)
+            is_first = Equal (j, zero)
+            twice = And (is_first, alone)
+            guesses_k, images_k, holes_k = If (twice) <
+                then_branch = with_mirror_image () => (
+                    float[?,3,?,?] guess_pair, float[?,3,?,?] image_pair, float[?,1,?,?] hole_pair
+                ) {
+                    guess_mirrored = Slice (below, end, begin, across, back)
+                    image_mirrored = Slice (image_k, end, begin, across, back)
+                    hole_mirrored = Slice (hole_k, end, begin, across, back)
+                    guess_pair = Concat <axis = 0> (below, guess_mirrored)
+                    image_pair = Concat <axis = 0> (image_k, image_mirrored)
+                    hole_pair = Concat <axis = 0> (hole_k, hole_mirrored)
+                },
+                else_branch = straight_on () => (
+                    float[?,3,?,?] guess_one, float[?,3,?,?] image_one, float[?,1,?,?] hole_one
+                ) {
+                    guess_one = Identity (below)
+                    image_one = Identity (image_k)
+                    hole_one = Identity (hole_k)
+                }
+            >
+            completed_k = part.level (guesses_k, images_k, holes_k)
+            filled = If (twice) <
+                then_branch = mean () => (float[?,3,?,?] averaged) {
+                    straight, mirrored = Split <axis = 0, num_outputs = 2> (completed_k)
+                    mirrored_back = Slice (mirrored, end, begin, across, back)
+                    sum = Add (straight, mirrored_back)
+                    averaged = Mul (sum, grey)
+                },
+                else_branch = one_completion () => (float[?,3,?,?] single) { single = Identity (completed_k) }
+            >
         }
     >
     clipped = Clip (completed, nothing, all)

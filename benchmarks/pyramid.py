@@ -31,6 +31,13 @@ class Traced(InpaintingNetwork):
         self.trace.append((mask, image, prefill, outputs["coarse"], outputs["refined"]))
         return outputs
 
+    def complete_mirrored(
+        self, prefill: torch.Tensor, image: torch.Tensor, mask: torch.Tensor, return_attention: bool = False
+    ) -> dict:
+        outputs = super().complete_mirrored(prefill, image, mask, return_attention)
+        self.trace[-1] = (mask, image, prefill, outputs["coarse"], outputs["refined"])  # not of both apart
+        return outputs
+
     def forward(self, image: torch.Tensor, mask: torch.Tensor, return_attention: bool = False) -> dict:
         self.trace: list[tuple[torch.Tensor, ...]] = []
         return super().forward(image, mask, return_attention)

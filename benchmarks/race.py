@@ -96,13 +96,13 @@ class CoarsePyramid(InpaintingNetwork):
     """The smaller copies are completed by the coarse decoder alone."""
 
     def forward(self, image: torch.Tensor, mask: torch.Tensor, return_attention: bool = False) -> dict:
-        self.size = image.shape
+        self.size = image.shape[-2:]
         return super().forward(image, mask, return_attention)
 
     def complete_over(
         self, prefill: torch.Tensor, image: torch.Tensor, mask: torch.Tensor, return_attention: bool = False
     ) -> dict:
-        if image.shape == self.size:
+        if image.shape[-2:] == self.size:
             return super().complete_over(prefill, image, mask, return_attention)
         refinement, decoder = self.refinement, self.refinement_decoder
         self.refinement, self.refinement_decoder = Nothing(), Nothing()  # type: ignore[assignment]

@@ -428,3 +428,20 @@ def test_one_window_that_holds_the_whole_image_is_global_attention() -> None:
     windowed, attention = attention_module(window=8, halo=2)(x, context, mask, S, return_attention=True)
     everywhere, expected = attention_module()(x, context, mask, S, return_attention=True)
     assert torch.equal(windowed, everywhere) and torch.equal(attention, expected)
+
+
+def test_the_smallest_copy_is_completed_with_its_mirror_image(batch: Batch) -> None:
+    network = awake(InpaintingNetwork(16)).eval()
+    mask = batch[1][..., :24, :31]
+    known = batch[0][..., :24, :31] * (1 - mask)
+    guess = network.first_guess(known, mask)
+    outputs = network(known, mask, return_attention=True)
+    straight = network.complete_over(guess, known, mask)
+    mirrored = network.complete_over(guess.flip(3), known.flip(3), mask.flip(3))
+    for name in ("coarse", "refined", "structure"):
+        mean = (straight[name] + mirrored[name].flip(3)) / 2
+        torch.testing.assert_close(outputs[name], mean.clamp(0, 1), atol=1e-5, rtol=0)
+    assert (straight["refined"] - mirrored["refined"].flip(3)).abs().max() > 1e-3
+    assert all(len(attention) == len(known) for attention in outputs["attention"])
+    trained = network.train()(known, mask)
+    torch.testing.assert_close(trained["refined"], straight["refined"], atol=1e-5, rtol=0)
