@@ -94,7 +94,7 @@ def use_memory(preset: str, size: int, mode: str) -> None:
             InpaintingLoss()(network(image, mask), image, mask)["total"].backward()
         else:
             with torch.no_grad():
-                network(image, mask)
+                network.eval()(image, mask)
     print(peak_resident() - before)
 
 
@@ -116,10 +116,10 @@ def measure(preset: str, label: str, size: int, rounds: int) -> str:
 
     def forward() -> None:
         with torch.no_grad():
-            network(image, mask)
+            network.eval()(image, mask)
 
     def train() -> None:
-        criterion(network(image, mask), image, mask)["total"].backward()
+        criterion(network.train()(image, mask), image, mask)["total"].backward()
 
     macs = count_macs(forward)
     stack, features = dense_stack(macs, size)
