@@ -77,3 +77,6 @@ class Augmentation:
         matrix = saturation * np.eye(3) + (1 - saturation) * LUMA  # of each pixel, about its own grey
         matrix = brightness * np.column_stack([contrast * matrix, np.full(3, (1 - contrast) * mean)])
         return np.clip(cv2.transform(image, matrix), 0, 1)
+
+
+UNCHANGED = Augmentation()

@@ -15,13 +15,12 @@ import skimage
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from augmentation import Augmentation, Cut
+from augmentation import UNCHANGED, Augmentation, Cut
 from cli import UserError
 from files import EXTENSIONS, find_images
 from image_cache import open_pixels, read_mask, short_side_of
 
 MAX_UNREADABLE = 0.01  # share of a folder
-UNCHANGED = Augmentation()
 MAX_GREY = 0.01  # share of a mask's pixels that may be neither black nor white
 
 SAMPLE = "sample"  # reserved root: crops of photographs that the scikit-image wheel carries

@@ -18,7 +18,17 @@ import torch.nn.functional as F
 from torch import nn
 from torch._higher_order_ops.while_loop import while_loop
 
-from models import GLOBAL, STRIDE, InpaintingNetwork, MaskQueryCrossAttention, beyond, cover, pool
+from models import (
+    GLOBAL,
+    STRIDE,
+    InpaintingNetwork,
+    MaskQueryCrossAttention,
+    beyond,
+    cover,
+    mean_with_mirror_image,
+    pool,
+    with_mirror_image,
+)
 from prior import GaussianPrior
 
 MOST_LEVELS = 17  # of the pyramid: images of up to 65,536 pixels a side
@@ -224,9 +234,8 @@ class Completion(nn.Module):
                 filled = self.enlarge(filled, images[k], masks[k])
             if k == last:
                 filled = self.guess(filled, images[k], masks[k])
-                pairs = [torch.cat([x, x.flip(3)]) for x in (filled, images[k], masks[k])]
-                straight, mirrored = self.level(pairs[0], pairs[1], pairs[2]).chunk(2)
-                filled = (straight + mirrored.flip(3)) / 2
+                pairs = [with_mirror_image(x) for x in (filled, images[k], masks[k])]
+                filled = mean_with_mirror_image(self.level(pairs[0], pairs[1], pairs[2]))
             if k < last:
                 filled = self.level(filled, images[k], masks[k])
         return torch.where(mask > 0, filled.clamp(0.0, 1.0), image)
@@ -280,8 +289,8 @@ class PackedCompletion(nn.Module):
 
         def complete_smallest(k: torch.Tensor, prefill: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             known = (read(prefill, torch.zeros_like(k), k), *image_and_hole(k))
-            straight, mirrored = self.level(*(torch.cat([x, x.flip(3)]) for x in known)).chunk(2)
-            enlarged = self.enlarge((straight + mirrored.flip(3)) / 2, *image_and_hole((k - 1).clamp_min(0)))
+            completed = mean_with_mirror_image(self.level(*map(with_mirror_image, known)))
+            enlarged = self.enlarge(completed, *image_and_hole((k - 1).clamp_min(0)))
             return k - 1, write(prefill, torch.zeros_like(k), enlarged)
 
         def complete_level(k: torch.Tensor, prefill: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

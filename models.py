@@ -35,6 +35,17 @@ def beyond(side: int, unit: int) -> int:
     return cover(side, unit) * unit - side
 
 
+def with_mirror_image(x: torch.Tensor) -> torch.Tensor:
+    """A batch (B, C, H, W), then the mirror image of each: (2B, C, H, W)."""
+    return torch.cat([x, x.flip(3)])
+
+
+def mean_with_mirror_image(x: torch.Tensor) -> torch.Tensor:
+    """The means of what became of each image and of its mirror image: (2B, C, H, W) to (B, C, H, W)."""
+    straight, mirrored = x.chunk(2)
+    return (straight + mirrored.flip(3)) / 2
+
+
 def zero_module(module: nn.Module) -> nn.Module:
     """Start `module` at zero: the residual that it predicts begins as nothing."""
     for parameter in module.parameters():
@@ -550,14 +561,13 @@ class InpaintingNetwork(nn.Module):
 
         Of the smallest copy, on which all others build, this costs next to nothing.
         """
-        prefills, images, masks = (torch.cat([x, x.flip(3)]) for x in (prefill, image, mask))
+        prefills, images, masks = (with_mirror_image(x) for x in (prefill, image, mask))
         outputs = self.complete_over(prefills, images, masks, return_attention)
         for name, value in outputs.items():
             if name == "attention":
                 outputs[name] = [each[: len(image)] for each in value]
             else:
-                straight, mirrored = value.chunk(2)
-                outputs[name] = (straight + mirrored.flip(3)) / 2
+                outputs[name] = mean_with_mirror_image(value)
         return outputs
 
     def first_guess(self, image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

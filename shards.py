@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from augmentation import Augmentation
+from augmentation import UNCHANGED, Augmentation
 from cli import UserError
-from dataset import UNCHANGED, MaskFolder, make_item
+from dataset import MaskFolder, make_item
 from files import EXTENSIONS
 from image_cache import read_scaled
 

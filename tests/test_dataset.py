@@ -215,7 +215,7 @@ def test_a_cut_without_an_angle_is_what_the_warp_shows() -> None:
     np.testing.assert_allclose(turned, upright, atol=1)
 
 
-def test_recoloured_pictures_keep_their_greys_grey_and_their_mean_or_not(
+def test_recoloured_pictures_keep_their_greys_grey_and_change_no_more_than_asked(
     generator: np.random.Generator,
 ) -> None:
     grey = np.repeat(np.linspace(0.3, 0.6, 64, dtype=np.float32).reshape(8, 8, 1), 3, axis=2)
