@@ -57,10 +57,18 @@ class Scan:
     count: int  # images an epoch: readable files, or crops of `sample`
     files: int  # looked at, each once
     unreadable: list[str]  # one line each
-    too_small: list[str]  # shorter side below the training size: these are enlarged
+    short_sides: dict[str, int]  # pixels, of the files whose shorter side is below the training size
     exact: list[list[str]]  # groups of files of the same bytes
     near: list[tuple[str, str]]  # a file and the earlier one that it resembles
     prints: Prints
+    uses: Counter[str]  # how often an epoch sees a file
+
+    def count_at(self, size: int, max_enlarge: float) -> int:
+        """Images an epoch of a stage of `size` pixels, where `--max_enlarge` leaves out what is too small."""
+        if not max_enlarge:
+            return self.count
+        left_out = [name for name, side in self.short_sides.items() if size > max_enlarge * side]
+        return self.count - sum(self.uses[name] for name in left_out)
 
 
 def perceptual_hash(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -136,16 +144,16 @@ def scan(
         files = dict.fromkeys(paths)
         total, uses, sources = len(files), Counter(map(str, paths)), iter(files)
 
-    def look(source: Path | Sample) -> tuple[str, bytes, bool, np.ndarray, np.ndarray] | UserError:
+    def look(source: Path | Sample) -> tuple[str, bytes, int, np.ndarray, np.ndarray] | UserError:
         try:
             image = read_image(source, least_side=max(image_size, SIDE))
         except UserError as error:
             return error
         content = source.getvalue() if isinstance(source, io.BytesIO) else source.read_bytes()
-        small = min(image.shape[:2]) < image_size
-        return str(source), hashlib.sha256(content).digest(), small, *perceptual_hash(image)
+        side = min(image.shape[:2])  # its own, if it is below `image_size`
+        return str(source), hashlib.sha256(content).digest(), side, *perceptual_hash(image)
 
-    seen: list[tuple[str, bytes, bool, np.ndarray, np.ndarray]] = []
+    seen: list[tuple[str, bytes, int, np.ndarray, np.ndarray]] = []
     unreadable: list[str] = []
     bar = tqdm(total=total, desc=f"looking at {flag[2:]}", unit="image", leave=False, disable=None)
     with bar, ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -171,10 +179,11 @@ def scan(
         count=sum(uses.get(name, 1) for name in names),
         files=len(seen) + len(unreadable),
         unreadable=unreadable,
-        too_small=[name for name, _, small, *_ in seen if small],
+        short_sides={name: side for name, _, side, *_ in seen if side < image_size},
         exact=[[names[i] for i in group] for group in groups.values() if len(group) > 1],
         near=find_near(distinct, distinct, earlier=True),
         prints=prints,
+        uses=uses,
     )
 
 

@@ -89,6 +89,7 @@ def measure(config: Config) -> Cost:
             "mask": torch.from_numpy(np.stack(masks)[:, None].astype(np.float32)),
         }
 
+    run.model.eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         run.model(*(tensor.to(device) for tensor in noise(config.image_size, 1).values()))
     run.model.train()
@@ -118,10 +119,13 @@ def measure(config: Config) -> Cost:
     return Cost(parameters, counter.get_total_flops() // 2, memory, kind, seconds, notes)
 
 
-def predict(config: Config, count: int, seconds: dict[tuple[int, int], float]) -> tuple[float, int]:
-    """The seconds of steps in a run over `count` images by one process, and the epochs that it begins.
+def predict(
+    config: Config, counts: dict[tuple[int, int], int], seconds: dict[tuple[int, int], float]
+) -> tuple[float, int]:
+    """The seconds of steps in a run by one process, and the epochs that it begins.
 
     Args:
+        counts: images an epoch, of every stage.
         seconds: per image, of every stage.
     """
     plan, limit = plan_of(config), 60 * config.max_minutes or math.inf
@@ -130,7 +134,8 @@ def predict(config: Config, count: int, seconds: dict[tuple[int, int], float]) -
         progress = max(epoch / config.epochs, elapsed / limit)
         if progress >= 1:
             return limit, epoch
-        elapsed += count * seconds[plan[int(1000 * progress + 1e-6)]]
+        stage = plan[int(1000 * progress + 1e-6)]
+        elapsed += counts[stage] * seconds[stage]
     return min(elapsed, limit), config.epochs
 
 
@@ -153,11 +158,11 @@ def print_scan(found: Scan, image_size: int) -> None:
     copies = sum(len(group) - 1 for group in found.exact)
     print(
         f"  {found.flag} {found.root}: {found.files:,} files{crops}, {len(found.unreadable):,} unreadable, "
-        f"{len(found.too_small):,} smaller than {image_size} pixels, {copies:,} exact "
+        f"{len(found.short_sides):,} smaller than {image_size} pixels, {copies:,} exact "
         f"and {len(found.near):,} near duplicates"
     )
     print_problems("unreadable", found.unreadable)
-    print_problems("enlarged", found.too_small)
+    print_problems("too small", list(found.short_sides))
     print_problems("exact duplicates", [" = ".join(group) for group in found.exact])
     print_problems("near duplicates", [" ~ ".join(pair) for pair in found.near])
 
@@ -209,10 +214,15 @@ def report(config: Config) -> None:
         print(f"  --mask_root {config.mask_root}: {len(masks.pixels):,} masks")
 
     print("time, without loading, validating and writing")
+    counts = {stage: train.count_at(stage[0], config.max_enlarge) for stage in cost.seconds}
+    for (side, _), count in counts.items():
+        if not count:
+            raise UserError(f"--max_enlarge: every picture in {train.root} is too small for {side} pixels")
     for (side, batch_size), each in cost.seconds.items():
         step = to_text(each * batch_size * config.accumulate)
-        epoch = to_text(each * train.count)
-        print(f"  {side} pixels, {batch_size} a batch: {step} a step, {epoch} an epoch")
-    total, epochs = predict(config, train.count, cost.seconds)
+        count = counts[side, batch_size]
+        epoch = to_text(each * count)
+        print(f"  {side} pixels, {batch_size} a batch: {step} a step, {epoch} an epoch of {count:,} images")
+    total, epochs = predict(config, counts, cost.seconds)
     end = " when --max_minutes ends it" if epochs < config.epochs or total == 60 * config.max_minutes else ""
     print(f"  the run: {to_text(total)}, {epochs:,} of {config.epochs:,} epochs begun{end}")
