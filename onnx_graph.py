@@ -172,28 +172,28 @@ WITHOUT_PRIOR = """
 """
 
 
-class Equations(nn.Module):
-    """The equations of a prior with the right side as their last column: (B, rank, rank + 1)."""
+class PriorPart(nn.Module):
+    """A part of what a prior computes, for a picture of any size."""
 
     def __init__(self, prior: SizeFreePrior) -> None:
         super().__init__()
         self.prior = prior
+
+
+class Equations(PriorPart):
+    """The equations of a prior with the right side as their last column: (B, rank, rank + 1)."""
 
     def forward(self, image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         mean, basis = self.prior.scaled_to(image.shape[2], image.shape[3])
         return torch.cat(self.prior.equations(mean, basis, image, mask), dim=2)
 
 
-class Picture(nn.Module):
+class Picture(PriorPart):
     """The picture of components z (B, rank), of the size of `image`."""
-
-    def __init__(self, prior: SizeFreePrior) -> None:
-        super().__init__()
-        self.prior = prior
 
     def forward(self, z: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
         mean, basis = self.prior.scaled_to(image.shape[2], image.shape[3])
-        return (mean + z @ basis).view(image.shape)
+        return self.prior.picture(mean, basis, z).view(image.shape)
 
 
 def build_model(network: InpaintingNetwork, *, half: bool) -> onnx.ModelProto:

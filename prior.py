@@ -55,7 +55,7 @@ class GaussianPrior(nn.Module):
             mean, basis = self.scaled_to(*image.shape[-2:])
             matrix, right = self.equations(mean, basis, image, mask)
             z = torch.cholesky_solve(right, torch.linalg.cholesky(matrix))[:, :, 0]
-            return (mean + z @ basis).view(image.shape)
+            return self.picture(mean, basis, z).view(image.shape)
 
     def equations(
         self, mean: torch.Tensor, basis: torch.Tensor, image: torch.Tensor, mask: torch.Tensor
@@ -66,6 +66,10 @@ class GaussianPrior(nn.Module):
         matrix = (basis * known[:, None]) @ basis.t()
         matrix = matrix + self.noise * torch.eye(self.rank, device=image.device)
         return matrix, (misfit @ basis.t())[:, :, None]
+
+    def picture(self, mean: torch.Tensor, basis: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        """μ + Bz of components z (B, rank): (B, 3·height·width)."""
+        return mean + z @ basis
 
     def scaled_to(self, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean (1, 3·height·width) and components (rank, 3·height·width) of pictures of this size."""
