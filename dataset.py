@@ -412,7 +412,12 @@ def get_dataloaders(
     sampler = EpochSampler(len(train_set), seed, rank, num_processes)
     pin_memory = torch.cuda.is_available()
     train_loader = DataLoader(
-        train_set, batch_size, sampler=sampler, num_workers=num_workers, pin_memory=pin_memory
+        train_set,
+        batch_size,
+        sampler=sampler,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        persistent_workers=num_workers > 0,  # the epoch of an item is in its index
     )
     return train_loader, validation_loader(
         val_root, batch_size, val_size or image_size, max_images=val_subset, num_workers=num_workers, **shared

@@ -292,6 +292,14 @@ class Damaged(Dataset):
         raise UserError("--train_root: damaged.jpg")
 
 
+def test_workers_that_stay_follow_an_epoch_that_was_left_early(folder: Path) -> None:
+    loaders = [get_dataloaders(str(folder), str(folder), 2, 32, num_workers=n)[0] for n in (0, 2)]
+    for loader in loaders:
+        next(iter(loader))
+    for alone, shared in zip(*loaders, strict=True):
+        assert alone["name"] == shared["name"] and torch.equal(alone["image"], shared["image"])
+
+
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_an_error_in_a_loader_process_is_one_line_too(num_workers: int) -> None:
     with pytest.raises(UserError) as error:

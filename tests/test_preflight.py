@@ -181,7 +181,7 @@ def test_pictures_that_a_stage_leaves_out_are_not_counted_in_it(
     report(config)
     text = capsys.readouterr().out
     assert "32 pixels, 2 a batch" in text and "of 12 images" in text and f"of {len(dataset)} images" in text
-    with pytest.raises(UserError, match="--max_enlarge: every picture in .* too small for 256 pixels"):
+    with pytest.raises(UserError, match=r"--max_enlarge: every .* too small for 256 pixels"):
         report(dataclasses.replace(config, image_size=256, progressive=""))
 
 
