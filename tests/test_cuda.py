@@ -1,0 +1,83 @@
+"""On a CUDA device the network computes what it computes on the CPU, and trains."""
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from config import get_config
+from models import InpaintingNetwork
+from train import train
+from utils import load_checkpoint
+
+DEVICE = torch.device("cuda")
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+
+@pytest.fixture
+def full_precision() -> Iterator[None]:
+    """No TF32, which keeps three decimal digits."""
+    modules: list[Any] = [torch.backends.cuda.matmul, torch.backends.cudnn]
+    before = [module.allow_tf32 for module in modules]
+    for module in modules:
+        module.allow_tf32 = False
+    yield
+    for module, allowed in zip(modules, before, strict=True):
+        module.allow_tf32 = allowed
+
+
+def make_network() -> InpaintingNetwork:
+    torch.manual_seed(0)
+    network = InpaintingNetwork(8, prior_rank=4)
+    assert network.prior is not None
+    network.prior.fit(torch.rand(16, 3, 32, 32))
+    for layer in (network.coarse_decoder.to_rgb, network.refinement_decoder.to_rgb):
+        torch.nn.init.normal_(layer.weight, std=0.02)
+    return network
+
+
+@pytest.mark.parametrize("size", [(64, 64), (37, 150)])
+def test_completions_are_those_of_the_cpu(size: tuple[int, int], full_precision: None) -> None:
+    network, image = make_network().eval(), torch.rand(2, 3, *size)
+    mask = torch.zeros(2, 1, *size)
+    mask[..., 5:30, 9:35] = 1
+    there = copy.deepcopy(network).to(DEVICE)
+    with torch.no_grad():
+        expected, found = network(image, mask), there(image.to(DEVICE), mask.to(DEVICE))
+    for name in ("coarse", "refined", "output", "structure"):
+        torch.testing.assert_close(found[name].cpu(), expected[name], atol=1e-4, rtol=0)
+    assert torch.equal(
+        found["output"].cpu()[mask.expand(-1, 3, -1, -1) == 0], image[mask.expand(-1, 3, -1, -1) == 0]
+    )
+
+
+def test_gradients_are_those_of_the_cpu(full_precision: None) -> None:
+    network, image = make_network(), torch.rand(2, 3, 64, 64)
+    mask = torch.zeros(2, 1, 64, 64)
+    mask[..., 16:48, 16:48] = 1
+    there = copy.deepcopy(network).to(DEVICE)
+    for each, device in ((network, torch.device("cpu")), (there, DEVICE)):
+        each(image.to(device), mask.to(device))["refined"].square().mean().backward()
+    for (name, expected), found in zip(network.named_parameters(), there.parameters(), strict=True):
+        assert (expected.grad is None) == (found.grad is None), name
+        if expected.grad is not None and found.grad is not None:
+            scale = expected.grad.abs().max().item()
+            torch.testing.assert_close(
+                found.grad.cpu(), expected.grad, atol=1e-3 * scale + 1e-7, rtol=0, msg=name
+            )
+
+
+@pytest.mark.parametrize("amp", [False, True])
+def test_a_run_trains_saves_and_resumes(amp: bool, folder: Path, tmp_path: Path) -> None:
+    settings = {
+        "train_root": str(folder), "val_root": str(folder), "image_size": 32, "base_channels": 4,
+        "save_dir": str(tmp_path / "run"), "device": DEVICE.type, "amp": amp, "resume": "auto",
+    }  # fmt: skip
+    for epochs in (1, 2):
+        train(get_config("debug", **settings, epochs=epochs))
+    state = load_checkpoint(tmp_path / "run" / "checkpoints" / "last.pth", "--resume")
+    assert state["counters"]["epoch"] == 2
+    assert all(value.isfinite().all() for value in state["ema"].values())
