@@ -89,40 +89,38 @@ def run(args: argparse.Namespace, job: Job | None = None) -> int:
         Path(args.save_dir).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--save_dir: cannot write to {args.save_dir}: {error.strerror}") from None
-    network, trained = open_network(args.checkpoint, select_device(args.device), "--checkpoint")
+    network, trained, digest = open_network(args.checkpoint, select_device(args.device), "--checkpoint")
     if args.use_lpips:  # find out before anything is written
         probe = torch.zeros(1, 3, 64, 64)
         lpips_score(probe, probe, args.lpips_weights or None)
     if args.image_path:
         return fill(network, tuple(trained["mask_coverage"]), args, job)
-    score(network, trained, args)
+    score(network, trained, digest, args)
     return 0
 
 
-def open_network(name: str, device: torch.device, flag: str) -> tuple[Network, dict[str, Any]]:
-    """The network of a checkpoint or of an ONNX file, and the settings that it was trained with.
+def open_network(name: str, device: torch.device, flag: str) -> tuple[Network, dict[str, Any], str]:
+    """The network of a checkpoint or of an ONNX file, the settings that it was trained with, and its digest.
+
+    The digest is the SHA-256 of the averaged weights as the checkpoint holds them, which an exported network
+    was made from.
 
     Raises:
         UserError: naming `flag`, if the file cannot be read.
     """
     if name.endswith(".onnx"):
         exported = OnnxNetwork(Path(name), flag)
-        return exported, exported.trained
+        return exported, exported.trained, exported.metadata["weights_sha256"]
     network, state = load_network(name, device, flag)
-    return network, state["config"]
+    return network, state["config"], weights_digest(state["ema"])
 
 
-def digest_of(network: Network) -> str:
-    """SHA-256 of the weights; of an exported network, those of the checkpoint that it was made from."""
-    if isinstance(network, OnnxNetwork):
-        return network.metadata["weights_sha256"]
-    return weights_digest(network.state_dict())
-
-
-def score(network: Network, trained: dict[str, Any], args: argparse.Namespace) -> None:
-    """Score a folder of images as `test.py` was told; `trained` is of the checkpoint's settings."""
+def score(network: Network, trained: dict[str, Any], digest: str, args: argparse.Namespace) -> None:
+    """Score a folder of images as `test.py` was told; `trained` and `digest` are as of `open_network`."""
     device = network.device
-    against = open_network(args.against, device, "--against")[0] if args.against else None
+    against, _, against_digest = (
+        open_network(args.against, device, "--against") if args.against else (None, {}, "")
+    )
     frechet = FrechetDistance(args.fid_weights or None, device) if args.fid else None
     dataset: InpaintingDataset | PackDataset
     if args.pack:
@@ -147,14 +145,14 @@ def score(network: Network, trained: dict[str, Any], args: argparse.Namespace) -
         masks = args.mask_root or f"drawn, {args.mask_coverage[0]:g} to {args.mask_coverage[1]:g} missing"
     protocol = {
         "checkpoint": str(args.checkpoint),
-        "weights_sha256": digest_of(network),
+        "weights_sha256": digest,
         "image_size": args.image_size,
         "masks": masks,
         "seed": args.seed,
         "versions": versions(),
     }
     if against is not None:
-        protocol |= {"against": args.against, "against_sha256": digest_of(against)}
+        protocol |= {"against": args.against, "against_sha256": against_digest}
     settings = ScoreSettings(
         floors=tuple(name for name in FLOORS if args.biharmonic or name != "biharmonic"),
         use_lpips=args.use_lpips,

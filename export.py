@@ -76,7 +76,7 @@ def describe(network: InpaintingNetwork, state: dict[str, Any], *, half: bool) -
         "preset": ", ".join(presets) or "none",
         "architecture": json.dumps(state["architecture"]),
         "trained": json.dumps({name: state["config"][name] for name in ("image_size", "mask_coverage")}),
-        "weights_sha256": weights_digest(network.state_dict()),
+        "weights_sha256": weights_digest(state["ema"]),
         "precision": "float16" if half else "float32",
         "image": "float32 (batch, 3, height, width), RGB in [0, 1]; any value under the hole",
         "mask": "float32 (batch, 1, height, width): 1 = missing, 0 = known",
@@ -182,7 +182,7 @@ def export(args: argparse.Namespace) -> None:
     size = path.stat().st_size / 2**20
     print(f"{path}: {size:.1f} MiB, {args.format}, {metadata['precision']}, any batch, height and width")
     print(
-        f"differs from the network by {difference:.1g} at most, at {len(CASES)} sizes ({tolerance:g} allowed)"
+        f"differs from the network by {difference:.1g} at most, in {len(CASES)} cases ({tolerance:g} allowed)"
     )
 
 

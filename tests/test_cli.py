@@ -20,6 +20,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import test as evaluation
 import train
 from floors import CLASSICAL
+from inference import find_weights
+from utils import load_checkpoint
 
 SMALL = ["--base_channels=4", "--bottleneck_depth=1", "--image_size=32", "--num_workers=0", "--device=cpu"]
 
@@ -175,7 +177,9 @@ def test_another_checkpoint_the_papers_variants_and_the_slow_floor_are_scored(
     assert report["gain_against"]["mean"] == pytest.approx(
         np.mean([float(row["psnr"]) - float(row["against_psnr"]) for row in rows]), abs=1e-9
     )
-    assert report["protocol"]["against"] == "default" and len(report["protocol"]["against_sha256"]) == 64
+    assert report["protocol"]["against"] == "default"
+    shipped = load_checkpoint(find_weights("default"), "--checkpoint")
+    assert report["protocol"]["against_sha256"] == shipped["sha256"]  # as the file itself says
     assert report["biharmonic"]["psnr"] > 5 and "biharmonic" in report["gain"]["over"]
     for name in ("ssim_grey_51", "ssim_8bit", "psnr_uncomposited"):
         assert np.isfinite(report["output"][name])
