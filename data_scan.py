@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from cli import UserError
-from dataset import choose, list_root
+from dataset import choose, list_root, too_small
 from files import is_shards
 from image_cache import BLOCK, read_image
 from shards import Sample, ShardDataset, read_counted
@@ -65,9 +65,7 @@ class Scan:
 
     def count_at(self, size: int, max_enlarge: float) -> int:
         """Images an epoch of a stage of `size` pixels, where `--max_enlarge` leaves out what is too small."""
-        if not max_enlarge:
-            return self.count
-        left_out = [name for name, side in self.short_sides.items() if size > max_enlarge * side]
+        left_out = [name for name, side in self.short_sides.items() if too_small(side, size, max_enlarge)]
         return self.count - sum(self.uses[name] for name in left_out)
 
 

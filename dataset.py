@@ -133,6 +133,16 @@ def _draw_rectangle(canvas: np.ndarray, generator: np.random.Generator) -> tuple
 # --- dataset -----------------------------------------------------------------------------------------
 
 
+def too_small(short_side: float, image_size: int, max_enlarge: float) -> bool:
+    """Whether `--max_enlarge` leaves a picture out of training at a size; at 0 it leaves out none."""
+    return 0 < max_enlarge * short_side < image_size
+
+
+def all_too_small(root: str, image_size: int) -> UserError:
+    """The error where `--max_enlarge` leaves nothing."""
+    return UserError(f"--max_enlarge: every picture in {root} is too small for {image_size} pixels")
+
+
 class InpaintingDataset(Dataset):
     """Images below a folder, each with a hole; every random draw derives from (seed, epoch, index).
 
@@ -184,11 +194,9 @@ class InpaintingDataset(Dataset):
 
         if training and max_enlarge:
             sizes = {path: short_side_of(path) for path in set(paths)}
-            large = [i for i, path in enumerate(paths) if image_size <= max_enlarge * sizes[path]]
+            large = [i for i, path in enumerate(paths) if not too_small(sizes[path], image_size, max_enlarge)]
             if not large:
-                raise UserError(
-                    f"--max_enlarge: every picture in {root} is too small for {image_size} pixels"
-                )
+                raise all_too_small(root, image_size)
             paths, names = [paths[i] for i in large], [names[i] for i in large]
 
         self.augmentation = augmentation if training else UNCHANGED

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from cli import UserError
 from config import Config
 from data_scan import Scan, find_overlap, scan
-from dataset import MAX_UNREADABLE, MaskFolder, random_mask
+from dataset import MAX_UNREADABLE, MaskFolder, all_too_small, random_mask
 from files import is_shards
 from run import Run, make_criterion, set_up_process, train_step
 from utils import select_device
@@ -217,7 +217,7 @@ def report(config: Config) -> None:
     counts = {stage: train.count_at(stage[0], config.max_enlarge) for stage in cost.seconds}
     for (side, _), count in counts.items():
         if not count:
-            raise UserError(f"--max_enlarge: every picture in {train.root} is too small for {side} pixels")
+            raise all_too_small(train.root, side)
     for (side, batch_size), each in cost.seconds.items():
         step = to_text(each * batch_size * config.accumulate)
         count = counts[side, batch_size]
