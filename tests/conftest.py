@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 
@@ -41,6 +42,16 @@ def photograph(height: int, width: int, seed: int = 0) -> np.ndarray:
     picture = np.stack(waves, axis=2) * 70 + 128
     picture[height // 4 : height // 2, width // 3 : width // 2] = generator.integers(0, 255, 3)
     return picture.astype(np.uint8)
+
+
+def awake(network: nn.Module, seed: int = 0) -> nn.Module:
+    """Weights away from their initial zeros, so that every part of the network shows in its output."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if parameter.abs().sum() == 0:
+                parameter.normal_(0, 0.05, generator=generator)
+    return network
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, photograph
+from conftest import REPOSITORY, awake, photograph
 from PIL import Image
 
 import export
@@ -38,12 +38,8 @@ def few_cases() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def network() -> InpaintingNetwork:
     torch.manual_seed(0)
-    network = InpaintingNetwork(**ARCHITECTURE).eval()
-    with torch.no_grad():
-        for parameter in network.parameters():
-            if parameter.abs().sum() == 0:
-                parameter.normal_(0, 0.05)
-        network.prior.fit(torch.rand(40, 3, 32, 32))  # type: ignore[union-attr]
+    network = awake(InpaintingNetwork(**ARCHITECTURE)).eval()
+    network.prior.fit(torch.rand(40, 3, 32, 32))  # type: ignore[union-attr]
     return network.requires_grad_(False)
 
 

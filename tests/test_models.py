@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import SHARED, photograph
+from conftest import SHARED, awake, photograph
 from torch import nn
 
 from config import PRESETS, get_config
@@ -25,16 +25,6 @@ from models import (
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 WHOLE = 2**31  # a pyramid base that no image is larger than
-
-
-def awake(network: nn.Module, seed: int = 0) -> nn.Module:
-    """Weights away from their initial zeros, so that every part of the network shows in its output."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            if parameter.abs().sum() == 0:
-                parameter.normal_(0, 0.05, generator=generator)
-    return network
 
 
 @pytest.fixture(scope="module")
