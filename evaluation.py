@@ -112,7 +112,7 @@ def open_network(name: str, device: torch.device, flag: str) -> tuple[Network, d
         exported = OnnxNetwork(Path(name), flag)
         return exported, exported.trained, exported.metadata["weights_sha256"]
     network, state = load_network(name, device, flag)
-    return network, state["config"], weights_digest(state["ema"])
+    return network, state["config"], state.get("sha256") or weights_digest(state["ema"])
 
 
 def score(network: Network, trained: dict[str, Any], digest: str, args: argparse.Namespace) -> None:
