@@ -16,9 +16,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from ablation_table import Result, draw, to_csv, to_markdown
-from cli import OneLineParser, UserError, one_line
+from cli import OneLineParser, UserError, one_line, run_program
 from config import Config, parse_config, parse_field
-from dataset import InpaintingDataset, report_unreadable
+from dataset import InpaintingDataset, Loader, report_unreadable
 from files import write_json, write_text
 from inference import network_of
 from losses import InpaintingLoss
@@ -199,7 +199,7 @@ def main(argv: list[str] | None = None) -> int:
             for i, (_, each) in enumerate(runs)
             if (done := finished(Path(each.save_dir), each, dataset.names))
         }
-        loader = DataLoader(dataset, num_workers=config.num_workers)
+        loader = Loader(dataset, num_workers=config.num_workers)
         for i, (row, each) in enumerate(runs):
             if i not in results:
                 print(f"{row}, seed {each.seed}: run {i + 1} of {len(runs)}", flush=True)
@@ -216,4 +216,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main, "ablation.py")

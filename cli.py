@@ -1,6 +1,11 @@
 """What every command line shares: the user's errors, in one line and with exit status 2."""
 
 import argparse
+import errno
+import io
+import os
+import sys
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 
@@ -21,3 +26,31 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(message)
+
+
+def print_any_name() -> None:
+    """Let names that the terminal's encoding does not have be printed as escapes, and not end a program."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def run_program(main: Callable[[], int], program: str) -> NoReturn:
+    """Run a command and end the process with its status; 2 if what it printed cannot be written."""
+    for number in range(3):  # a closed standard stream would become the first file that is opened
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    print_any_name()
+    try:
+        status = main()
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EPIPE, errno.EIO):
+            raise  # of something else than printing
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python tries again at its end
+        print(f"{program}: error: cannot print: {error.strerror}", file=sys.stderr)
+        status = 2
+    sys.exit(status)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from cli import OneLineParser, UserError, one_line
+from cli import OneLineParser, UserError, one_line, run_program
 from config import PRESETS, get_config
 from exportable import to_exported_program, to_torchscript
 from files import atomic_path
@@ -197,4 +197,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main, "export.py")

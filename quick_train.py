@@ -1,8 +1,7 @@
 """Train with a preset: `train.py` with `--config`."""
 
-import sys
-
+from cli import run_program
 from train import main
 
 if __name__ == "__main__":
-    sys.exit(main(prog="quick_train.py", presets=True))
+    run_program(lambda: main(prog="quick_train.py", presets=True), "quick_train.py")

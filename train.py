@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 import preflight
 from augmentation import Augmentation
-from cli import UserError, one_line
+from cli import UserError, one_line, run_program
 from config import Config, parse_config
 from dataset import get_dataloaders, report_unreadable, validation_loader
 from files import atomic_path, is_shards
@@ -498,4 +498,4 @@ def main(argv: list[str] | None = None, *, prog: str = "train.py", presets: bool
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main, "train.py")
