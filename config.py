@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cli import OneLineParser, UserError
-from files import is_shards
+from files import is_shards, split_roots
 
 
 def setting(default: Any, help: str, metavar: str | None = None) -> Any:
@@ -294,7 +294,7 @@ def parse_config(argv: list[str] | None, prog: str, presets: bool) -> Config:
         flags["mask_coverage"] = tuple(flags["mask_coverage"])
     config = get_config(preset, **flags)
     for name in ("train_root", "val_root"):
-        for part in getattr(config, name).split(os.pathsep):
+        for part in split_roots(getattr(config, name)):
             if name == "train_root" and is_shards(part):
                 continue
             if part != "sample" and not os.path.isdir(part):

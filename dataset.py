@@ -1,7 +1,6 @@
 """Images and masks as batches: crops, flips and holes of a requested coverage, every draw repeatable."""
 
 import math
-import os
 import sys
 import zlib
 from collections import Counter
@@ -17,11 +16,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from augmentation import UNCHANGED, Augmentation, Cut
 from cli import UserError
-from files import EXTENSIONS, find_images
-from image_cache import open_pixels, read_mask, short_side_of
+from files import EXTENSIONS, find_images, split_roots
+from image_cache import IMAGES, INVERTED_MASKS, MASKS, open_pixels, short_side_of
+from imaging.mask_file import masks_by_image, summarise
 
 MAX_UNREADABLE = 0.01  # share of a folder
-MAX_GREY = 0.01  # share of a mask's pixels that may be neither black nor white
 
 SAMPLE = "sample"  # reserved root: crops of photographs that the scikit-image wheel carries
 SAMPLE_CROPS = 100
@@ -203,7 +202,7 @@ class InpaintingDataset(Dataset):
         stored_size = math.ceil(image_size / self.augmentation.min_crop)
         short_side = stored_size * 3 // 2 if root == SAMPLE else stored_size
         files = sorted(set(paths))
-        self.pixels = open_pixels(files, short_side, "white", cache_dir, label=flag.lstrip("-"))
+        self.pixels = open_pixels(files, short_side, IMAGES, cache_dir, label=flag.lstrip("-"))
         position = {files[i]: k for k, i in enumerate(self.pixels.readable)}
         self.unreadable = self.pixels.unreadable
         if self.unreadable and (not position or len(self.unreadable) > MAX_UNREADABLE * len(files)):
@@ -229,7 +228,7 @@ class InpaintingDataset(Dataset):
         if self.training:
             generator = np.random.default_rng([self.seed, epoch, index])
         else:
-            generator = np.random.default_rng([self.seed, zlib.crc32(name.encode())])
+            generator = np.random.default_rng([self.seed, name_digest(name)])
 
         return make_item(
             self.pixels[self.positions[index]],
@@ -280,6 +279,11 @@ def make_item(
     }
 
 
+def name_digest(name: str) -> int:
+    """32 bits that stand for a file's name, which need not be UTF-8."""
+    return zlib.crc32(name.encode(errors="surrogatepass"))
+
+
 def choose(count: int, max_images: int | None, seed: int) -> list[int]:
     """Indices of at most `max_images` of so many images, in order, chosen by the seed; None for all."""
     if max_images is None or max_images >= count:
@@ -295,7 +299,7 @@ def list_root(root: str, training: bool, flag: str) -> tuple[list[Path], list[st
         paths = [folder / photographs[i % len(photographs)] for i in range(SAMPLE_CROPS)]
         return paths, [f"{path.stem}-{i:02d}" for i, path in enumerate(paths)]
     paths, files = [], []
-    for part in root.split(os.pathsep):
+    for part in split_roots(root):
         images = find_images(Path(part), flag)
         paths += images
         files += [path.relative_to(part) for path in images]
@@ -306,26 +310,23 @@ def list_root(root: str, training: bool, flag: str) -> tuple[list[Path], list[st
 
 
 class MaskFolder:
-    """Mask files made by others: an image's own, by path or by stem, else any of them."""
+    """Mask files made by others: an image's own, by path or by stem, else any of them.
+
+    What is odd about them is said on the standard error, every kind of oddity once.
+    """
 
     def __init__(self, root: Path, image_size: int, invert: bool, cache_dir: str | Path | None) -> None:
         files = find_images(root, "--mask_root")
-        self.pixels = open_pixels(files, image_size, "black", cache_dir, label="masks")
+        kind = INVERTED_MASKS if invert else MASKS
+        self.pixels = open_pixels(files, image_size, kind, cache_dir, label="masks")
         if self.pixels.unreadable:
             raise UserError(f"--mask_root: {self.pixels.unreadable[0]}")
-        self.invert = invert
-        own = [path.relative_to(root).with_suffix("").as_posix().removesuffix("_mask") for path in files]
-        stems = Counter(name.rpartition("/")[2] for name in own)
-        self.index = {
-            name.rpartition("/")[2]: i for i, name in enumerate(own) if stems[name.rpartition("/")[2]] == 1
-        }
-        self.index |= {name: i for i, name in enumerate(own)}
-        grey = max(read_mask(path)[1] for path in files[:20])
-        if grey > MAX_GREY:
-            print(
-                f"note: masks in {root} are up to {grey:.0%} grey; taken as missing from 50 % up",
-                file=sys.stderr,
-            )
+        by_image, notes = masks_by_image(files, root)
+        position = {path: i for i, path in enumerate(files)}
+        self.index = {name: position[path] for name, path in by_image.items()}
+        names = [str(path.relative_to(root)) for path in files]
+        for note in [*summarise(zip(names, self.pixels.findings, strict=True)), *notes]:
+            print(f"note: --mask_root {root}: {note}", file=sys.stderr)
 
     def read(
         self,
@@ -339,8 +340,7 @@ class MaskFolder:
         stem, _, extension = name.rpartition(".")
         name = stem if f".{extension}".lower() in EXTENSIONS else name
         own = self.index.get(name, self.index.get(name.rpartition("/")[2]))
-        grey = self.pixels[int(generator.integers(len(self.pixels))) if own is None else own]
-        mask = ((grey.mean(axis=2) >= 127.5) != self.invert).astype(np.uint8)
+        mask = self.pixels[int(generator.integers(len(self.pixels))) if own is None else own]
         if own is not None:
             mask = cv2.resize(mask, (shape[1], shape[0]), interpolation=cv2.INTER_NEAREST)
             return cut.take(mask, size, nearest=True)
@@ -374,6 +374,22 @@ class EpochSampler(Sampler[int]):
 
     def __len__(self) -> int:
         return self.length // self.num_processes
+
+
+class Loader(DataLoader):
+    """A `DataLoader` that says in one line if there is no room for its worker processes."""
+
+    def __iter__(self) -> Any:
+        if self.num_workers:
+            try:  # torch leaves tracebacks behind where it fails half way
+                semaphores = [torch.multiprocessing.Semaphore() for _ in range(8 + 3 * self.num_workers)]
+            except OSError as error:
+                raise UserError(
+                    f"--num_workers: {self.num_workers} loader processes do not start ({error.strerror}: "
+                    "is /dev/shm full?): use --num_workers 0"
+                ) from None
+            del semaphores
+        return super().__iter__()
 
 
 def get_dataloaders(
@@ -419,7 +435,7 @@ def get_dataloaders(
     )
     sampler = EpochSampler(len(train_set), seed, rank, num_processes)
     pin_memory = torch.cuda.is_available()
-    train_loader = DataLoader(
+    train_loader = Loader(
         train_set,
         batch_size,
         sampler=sampler,
@@ -437,4 +453,4 @@ def validation_loader(
 ) -> DataLoader:
     """A validation loader as of `get_dataloaders`; `settings` are those of `InpaintingDataset`."""
     data = InpaintingDataset(root, image_size, training=False, flag="--val_root", **settings)
-    return DataLoader(data, batch_size, num_workers=num_workers, pin_memory=torch.cuda.is_available())
+    return Loader(data, batch_size, num_workers=num_workers, pin_memory=torch.cuda.is_available())

@@ -1,18 +1,18 @@
 """What test.py does: score the completions of a folder beside classical methods, or fill files."""
 
 import argparse
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
 from cli import UserError
-from dataset import InpaintingDataset, report_unreadable
+from dataset import SAMPLE, InpaintingDataset, Loader, list_root, report_unreadable
 from files import write_json
-from fill import Filled, FillSettings, Job, fill_folder, fill_job
+from fill import REPORT_FILES, FillSettings, Job, fill_folder, fill_job, print_job, read_named
 from floors import FLOORS
 from frechet import FrechetDistance
 from inference import Inpainter, Network, load_network, small_copy, to_tensor
@@ -20,7 +20,7 @@ from metrics import MetricsCalculator, lpips_score
 from models import InpaintingNetwork
 from onnx_network import OnnxNetwork
 from packs import PackDataset, make_pack
-from scoring import ScoreSettings, save_attention, score_folder, summary_lines, versions
+from scoring import OUTPUTS, ScoreSettings, save_attention, score_folder, summary_lines, versions
 from utils import comparison_grid, seed_everything, select_device, weights_digest
 
 DEFAULT_SIZE = 256  # pixels, of a pack
@@ -30,26 +30,26 @@ def fill(network: Network, trained: tuple[float, float], args: argparse.Namespac
     """Fill one image, which was read, or all in a folder; returns the exit status."""
     inpainter = Inpainter(network, max_memory=args.max_memory * 2**30, flip=args.flip, passes=args.passes)
     settings = FillSettings.of(args)
-    completions: Iterable[Filled | None]
     if job is None:
-        completions = fill_folder(inpainter, settings, trained)
+        filled: Iterable[Job | None] = fill_folder(inpainter, settings, trained)
     else:
-        completions = [fill_job(inpainter, settings, trained, job)]
+        print_job(job, trained, fill_job(inpainter, settings, job))
+        filled = [job]
     failed = 0
-    for done in completions:
+    for done in filled:
         if done is None:
             failed += 1
-        elif done.job.truth is not None or args.save_attention:
+        elif done.truth is not None or args.save_attention:
             describe(network, done, args)
     return int(failed > 0)
 
 
 @torch.no_grad()
-def describe(network: Network, done: Filled, args: argparse.Namespace) -> None:
+def describe(network: Network, done: Job, args: argparse.Namespace) -> None:
     """Score a completion against the truth, if there is one, and draw its stages on a smaller copy."""
     from torchvision.utils import save_image  # slow to import
 
-    before, filled, missing, truth = done.before, done.after, done.job.missing, done.job.truth
+    filled, missing, truth = read_named(done.target_file, "--save_dir").colors(), done.missing, done.truth
     device = network.device
     folder = Path(args.save_dir)
     if truth is not None:
@@ -57,16 +57,16 @@ def describe(network: Network, done: Filled, args: argparse.Namespace) -> None:
         mask = torch.from_numpy(missing[None, None].astype(np.float32)).to(device)
         calculator.update(to_tensor(filled).to(device), to_tensor(truth).to(device), mask)
         scores = calculator.compute()
-        write_json({"checkpoint": str(args.checkpoint), "output": scores}, folder / "metrics.json")
+        write_json({"checkpoint": str(args.checkpoint), "output": scores}, folder / REPORT_FILES[0])
         print(", ".join(f"{metric} {value:.4g}" for metric, value in scores.items()))
-    image, mask = (each.to(device) for each in small_copy(before, missing))
+    image, mask = (each.to(device) for each in small_copy(filled, missing))
     target = image if truth is None else small_copy(truth, missing)[0].to(device)
     outputs = network(image, mask, return_attention=args.save_attention)
     if args.save_attention and isinstance(network, InpaintingNetwork):
-        name = done.job.relative.with_suffix("").as_posix()
+        name = done.relative.with_suffix("").as_posix()
         save_attention(network, image, mask, outputs, name, folder / "attention")
     if truth is not None:
-        save_image(comparison_grid(target, mask, outputs), folder / "test_results.png")
+        save_image(comparison_grid(target, mask, outputs), folder / REPORT_FILES[1])
 
 
 def run(args: argparse.Namespace, job: Job | None = None) -> int:
@@ -115,9 +115,19 @@ def open_network(name: str, device: torch.device, flag: str) -> tuple[Network, d
     return network, state["config"], state.get("sha256") or weights_digest(state["ema"])
 
 
+def refuse_outputs(root: str, folder: Path) -> None:
+    """Raise a `UserError` if completions written to `folder` could overwrite images of `root`."""
+    real = Path(os.path.realpath(folder))
+    if root != SAMPLE and any(
+        real in Path(os.path.realpath(path)).parents for path in list_root(root, False, "--test_root")[0]
+    ):
+        raise UserError(f"--save_dir: completions would be written among images of --test_root, in {folder}")
+
+
 def score(network: Network, trained: dict[str, Any], digest: str, args: argparse.Namespace) -> None:
     """Score a folder of images as `test.py` was told; `trained` and `digest` are as of `open_network`."""
     device = network.device
+    refuse_outputs(args.test_root, Path(args.save_dir) / OUTPUTS)
     against, _, against_digest = (
         open_network(args.against, device, "--against") if args.against else (None, {}, "")
     )
@@ -161,7 +171,7 @@ def score(network: Network, trained: dict[str, Any], digest: str, args: argparse
         save_attention=args.save_attention,
         gallery=args.gallery,
     )
-    loader = DataLoader(dataset, batch_size=args.batch_size, num_workers=args.num_workers)
+    loader = Loader(dataset, batch_size=args.batch_size, num_workers=args.num_workers)
     folder = Path(args.save_dir)
     report = score_folder(network, loader, folder, protocol, settings, against, frechet)
     print("\n".join(summary_lines(report)))

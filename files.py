@@ -3,22 +3,37 @@
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Collection, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from PIL import features
 
 from cli import UserError
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+EXTENSIONS |= {".avif"} if features.check("avif") else set()  # with a recent Pillow
+EXTENSIONS |= {".heic", ".heif"} if find_spec("pillow_heif") else set()  # with the optional library
+SYSTEM_FOLDERS = {"@eaDir", "__MACOSX"}  # thumbnails and leftovers that a NAS or macOS puts beside pictures
+
+
+def split_roots(root: str) -> list[str]:
+    """The folders or shards of a root, joined by the system's path separator; a path that exists is one."""
+    return [root] if os.path.exists(root) else root.split(os.pathsep)
 
 
 def is_shards(root: str) -> bool:
     """Whether a root names tar files, and not folders."""
-    return any(part.endswith(".tar") for part in root.split(os.pathsep))
+    return any(part.endswith(".tar") and not os.path.isdir(part) for part in split_roots(root))
 
 
-def find_images(root: Path, flag: str) -> list[Path]:
-    """All picture files below `root`, in the order of their names.
+def find_images(root: Path, flag: str, extensions: Collection[str] = EXTENSIONS) -> list[Path]:
+    """All picture files below `root`, of given extensions, in the order of their names.
+
+    Hidden folders and files, and the folders that systems make for themselves, are left out; so is what is
+    no regular file, such as a pipe. A note on the standard error names the folders.
 
     Raises:
         UserError: naming `flag`, if the folder is missing or holds no picture.
@@ -26,18 +41,30 @@ def find_images(root: Path, flag: str) -> list[Path]:
     if not root.is_dir():
         raise UserError(f"{flag}: no such folder: {root}")
     found: list[Path] = []
+    left_out: set[str] = set()
     visited: set[str] = set()  # a link may lead back to where it stands
     for folder, subfolders, names in os.walk(root, followlinks=True):
         visited.add(os.path.realpath(folder))
-        subfolders[:] = [name for name in subfolders if os.path.realpath(Path(folder, name)) not in visited]
+        hidden = {name for name in subfolders if name.startswith(".") or name in SYSTEM_FOLDERS}
+        left_out |= hidden
+        subfolders[:] = [
+            name
+            for name in subfolders
+            if name not in hidden and os.path.realpath(Path(folder, name)) not in visited
+        ]
         found += [
             path for name in names if not name.startswith(".") and (path := Path(folder, name)).is_file()
         ]
-    images = sorted(path for path in found if path.suffix.lower() in EXTENSIONS)
+    if left_out:
+        print(
+            f"note: {flag} {root}: hidden and system folders are skipped: {', '.join(sorted(left_out))}",
+            file=sys.stderr,
+        )
+    images = sorted(path for path in found if path.suffix.lower() in extensions)
     if not images:
         kinds = ", ".join(sorted({path.suffix.lower() or path.name for path in found})[:5]) or "nothing"
         raise UserError(
-            f"{flag}: no images in {root} (found {kinds}; looked for {', '.join(sorted(EXTENSIONS))})"
+            f"{flag}: no images in {root} (found {kinds}; looked for {', '.join(sorted(extensions))})"
         )
     return images
 
@@ -46,7 +73,8 @@ def find_images(root: Path, flag: str) -> list[Path]:
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it over `path` on success, remove it on failure."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    start = os.fsdecode(os.fsencode(path.name)[:200])  # a name may have 255 bytes
+    temporary = path.with_name(f".{start}.{os.getpid()}.tmp")
     try:
         yield temporary
         with open(temporary, "rb+") as file:
@@ -58,7 +86,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 def write_text(text: str, path: Path) -> None:
     with atomic_path(path) as temporary:
-        temporary.write_text(text)
+        # a name that is not UTF-8 is written as the bytes that it is
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
 def write_json(content: dict[str, Any], path: Path) -> None:

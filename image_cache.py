@@ -1,11 +1,13 @@
 """Pictures for training: decoded once, scaled, and kept in one file that all processes share."""
 
+import contextlib
+import functools
 import hashlib
 import itertools
 import json
 import math
 import os
-import struct
+import stat
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,73 +17,110 @@ from typing import Any, BinaryIO
 import cv2
 import numpy as np
 from filelock import FileLock
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 from cli import UserError
 from files import atomic_path
+from imaging.image_file import OPENED, read_colors, reading
+from imaging.mask_file import extremes, read_mask
 
-FORMAT = 2  # of what a cache file holds; another number rebuilds all
+FORMAT = 3  # of what a cache file holds; another number rebuilds all
 MAX_ASPECT = 4  # long side to short side of a kept picture
+IMAGES, MASKS, INVERTED_MASKS = "images", "masks", "inverted masks"  # what files can hold
+MAX_PIXELS = 2**28  # of an image that is decoded: no camera has more, but a damaged header may say so
 BLOCK = 256  # pictures decoded at a time, and held in memory together
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # how such files begin
 
 
-def read_image(path: Path | BinaryIO, background: str = "white", least_side: int = 0) -> np.ndarray:
-    """Decode a picture of any common kind: upright by its EXIF tag, over `background` where transparent.
+@functools.cache
+def formats() -> list[str]:
+    """Pillow's names of the formats that are opened; of others, EPS for one would be run by Ghostscript."""
+    Image.init()
+    with contextlib.suppress(ImportError):  # the library is optional
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    return [name for name in (*OPENED, "HEIF") if name in Image.OPEN]
+
+
+def open_header(source: Path | BinaryIO) -> tuple[str, tuple[int, int] | None]:
+    """Pillow's name of an image file's format, and its width and height; those of an odd TIFF are None.
+
+    Raises:
+        UserError: if it cannot be an image that is read here, or is larger than any camera's.
+    """
+    with reading(source):
+        if isinstance(source, Path) and not stat.S_ISREG(source.stat().st_mode):
+            raise UserError("not a file")  # reading a pipe would wait for its other end
+        try:
+            with Image.open(source, formats=formats()) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise UserError(f"too large ({image.width}×{image.height} pixels)")
+                return image.format or "", image.size
+        except UnidentifiedImageError:
+            if _begin(source) not in TIFF:
+                raise ValueError("of no known format") from None
+            return "TIFF", None  # of a type of samples that Pillow has no mode for
+
+
+def _begin(source: Path | BinaryIO) -> bytes:
+    """The first four bytes of a file."""
+    if isinstance(source, Path):
+        with source.open("rb") as file:
+            return file.read(4)
+    source.seek(0)
+    return source.read(4)
+
+
+def read_image(source: Path | BinaryIO, least_side: int = 0) -> np.ndarray:
+    """Decode an image of any common kind as it looks: upright, over white where transparent, in eight bits.
 
     Args:
-        path: a file, or an open one whose text names it.
+        source: a file, or an open one whose text names it.
         least_side: pixels that the shorter side needs; a JPEG of more may come at a half, a quarter or an
             eighth of its size. 0 for the whole size.
 
     Returns:
-        (H, W, 3) uint8, RGB. Sixteen-bit grey is rounded to eight bits, sixteen-bit colour cut.
+        (H, W, 3) uint8, RGB. Deeper samples are rounded.
 
     Raises:
-        UserError: if the file is missing or is not a readable picture.
+        UserError: if the file is missing or is not a readable image.
     """
-    try:
-        with Image.open(path) as file:
-            if least_side and file.format == "JPEG" and least_side < min(file.size):
-                scale = least_side / min(file.size)
-                file.draft(None, (math.ceil(file.width * scale), math.ceil(file.height * scale)))
-            picture = ImageOps.exif_transpose(file)
-            picture.load()
-    except FileNotFoundError:
-        raise UserError(f"no such file: {path}") from None
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
-        raise UserError(f"not a readable image: {path} ({str(error).splitlines()[0][:120]})") from None
-    if picture.mode == "I" or picture.mode.startswith("I;16"):
-        grey = np.round(np.asarray(picture, dtype=np.float64).clip(0, 65535) / 257).astype(np.uint8)
-        return np.repeat(grey[:, :, None], 3, axis=2)
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, background), picture)
-    return np.asarray(picture.convert("RGB"))
+    kind, _ = open_header(source)
+    if not isinstance(source, Path):
+        source.seek(0)
+    if kind in ("JPEG", "MPO"):
+        with reading(source):
+            return _read_jpeg(source, least_side)
+    colors, alpha = read_colors(source)
+    if colors.dtype != np.uint8 or alpha is not None:
+        unit = colors / np.float32(np.iinfo(colors.dtype).max if colors.dtype.kind == "u" else 1)
+        if alpha is not None:
+            unit = 1 - alpha[:, :, None] * (1 - unit)
+        colors = np.rint(255 * unit).astype(np.uint8)
+    return np.ascontiguousarray(np.broadcast_to(colors, (*colors.shape[:2], 3)))
+
+
+def _read_jpeg(source: Path | BinaryIO, least_side: int) -> np.ndarray:
+    with Image.open(source, formats=["JPEG"]) as file:
+        if 0 < least_side < min(file.size):
+            scale = least_side / min(file.size)
+            file.draft(None, (math.ceil(file.width * scale), math.ceil(file.height * scale)))
+        return np.asarray(ImageOps.exif_transpose(file).convert("RGB"))
 
 
 def short_side_of(path: Path) -> float:
-    """Pixels of a picture's shorter side, from its header; ∞ if that is unreadable: decoding will say why."""
+    """Pixels of an image's shorter side, from its header; ∞ if that is unreadable: decoding will say why."""
     try:
-        with Image.open(path) as file:
-            return min(file.size)
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError):
+        size = open_header(path)[1]
+    except UserError:
         return math.inf
-
-
-def read_mask(path: Path, invert: bool = False) -> tuple[np.ndarray, float]:
-    """Read a mask file: white, from 50 % up, is missing; black is, if `invert`. Transparent is black.
-
-    Returns:
-        (H, W) uint8 in {0, 1}, 1 = missing, and the share of grey pixels, which were neither (0 is clean).
-    """
-    grey = read_image(path, background="black").mean(axis=2)
-    mask = (grey >= 127.5) != invert
-    return mask.astype(np.uint8), float(np.mean((grey > 2) & (grey < 253)))
+    return math.inf if size is None else min(size)
 
 
 def resize_image(image: np.ndarray, short_side: int) -> np.ndarray:
-    """Scale (H, W, 3) uint8 so that its shorter side is `short_side`: areas averaged down, bicubic up."""
+    """Scale (H, W, ...) uint8 so that its shorter side is `short_side`: areas averaged down, bicubic up."""
     scale = short_side / min(image.shape[:2])
     if scale == 1:
         return image
@@ -89,49 +128,75 @@ def resize_image(image: np.ndarray, short_side: int) -> np.ndarray:
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
 
 
-def read_scaled(path: Path | BinaryIO, short_side: int, background: str) -> np.ndarray:
-    """Decode a picture and scale its shorter side; of one longer than `MAX_ASPECT` widths, keep the middle.
-
-    Returns:
-        (H, W, 3) uint8, RGB.
-
-    Raises:
-        UserError: as `read_image`.
-    """
-    image = read_image(path, background, short_side)
+def scale_middle(image: np.ndarray, short_side: int) -> np.ndarray:
+    """Scale as of `resize_image`; of an image longer than `MAX_ASPECT` widths, the middle."""
     limit = MAX_ASPECT * min(image.shape[:2])
     top, left = (max(0, side - limit) // 2 for side in image.shape[:2])
     return resize_image(image[top : top + limit, left : left + limit], short_side)
 
 
+def read_scaled(source: Path | BinaryIO, short_side: int) -> np.ndarray:
+    """Decode an image as of `read_image` and scale it as of `scale_middle`: (H, W, 3) uint8, RGB.
+
+    Raises:
+        UserError: as `read_image`.
+    """
+    return scale_middle(read_image(source, short_side), short_side)
+
+
+def read_scaled_mask(path: Path, short_side: int, invert: bool) -> tuple[np.ndarray, dict[str, str]]:
+    """Read a mask file as of `read_mask` and scale it as of `scale_middle`; half missing is missing.
+
+    Returns:
+        (H, W) uint8 in {0, 1}, 1 = missing, and what a user should know, as of `binarise`; here also whether
+        all or nothing is missing.
+
+    Raises:
+        UserError: if the file is missing or is not a readable image.
+    """
+    open_header(path)
+    hole = read_mask(path, invert)
+    scaled = scale_middle(hole.missing.astype(np.uint8) * 255, short_side) >= 128
+    findings = hole.findings | extremes(scaled)
+    if "empty" in findings and hole.missing.any():
+        findings["empty"] = f"is empty at {short_side} pixels: what it marks is too thin"
+    return scaled.astype(np.uint8), findings
+
+
+def decode(path: Path, short_side: int, kind: str) -> tuple[np.ndarray, dict[str, str]]:
+    """The pixels of a file as of `open_pixels`, and what is to be said of a mask."""
+    if kind == IMAGES:
+        return read_scaled(path, short_side), {}
+    return read_scaled_mask(path, short_side, invert=kind == INVERTED_MASKS)
+
+
 class PixelCache:
-    """Decoded images in one file of raw bytes, mapped into memory and shared by all processes.
+    """Decoded images or masks in one file of raw bytes, mapped into memory and shared by all processes.
 
     Built at the first use by as many threads as there are processors; a second process waits for the first.
-    The key is made of the files' names, sizes and times: a changed file means a new cache.
+    The key is made of the files' names, sizes and times, and of what was asked for: a changed file means a
+    new cache.
 
     Args:
-        paths: the pictures.
-        short_side: to which they are scaled.
-        background: of transparent pictures.
+        paths, short_side, kind, label: as of `open_pixels`.
         folder: where cache files live.
-        label: what the progress bar calls them.
 
     Attributes:
-        readable: indices into `paths` of the images that could be decoded.
+        readable: indices into `paths` of the files that could be decoded.
         unreadable: one line for each that could not.
+        findings: of each readable mask, what a user should know, as of `read_scaled_mask`.
 
     Raises:
         UserError: if the folder cannot be written.
     """
 
-    def __init__(self, paths: list[Path], short_side: int, background: str, folder: Path, label: str) -> None:
+    def __init__(self, paths: list[Path], short_side: int, kind: str, folder: Path, label: str) -> None:
         stats = [
             (str(path.resolve()), s.st_size, s.st_mtime_ns, s.st_ctime_ns)
             for path in paths
             for s in [path.stat()]
         ]
-        key = hashlib.sha256(json.dumps([FORMAT, short_side, background, stats]).encode()).hexdigest()[:24]
+        key = hashlib.sha256(json.dumps([FORMAT, short_side, kind, stats]).encode()).hexdigest()[:24]
         self.file = folder / f"{key}.pixels"
         index_file = folder / f"{key}.json"
         try:
@@ -141,7 +206,7 @@ class PixelCache:
                     if not (index_file.exists() and self.file.exists()):  # another process was faster
                         for leftover in folder.glob(f".{key}.*.tmp"):  # of one that was killed
                             leftover.unlink()
-                        index = self._build(paths, short_side, background, label)
+                        index = self._build(paths, short_side, kind, label)
                         with atomic_path(index_file) as temporary:
                             temporary.write_text(json.dumps(index))
             index = json.loads(index_file.read_text())
@@ -151,86 +216,99 @@ class PixelCache:
             ) from None
         self.readable: list[int] = index["readable"]
         self.unreadable: list[str] = index["unreadable"]
-        self.shapes: list[tuple[int, int]] = [tuple(shape) for shape in index["shapes"]]
-        self.offsets = np.cumsum([0] + [3 * height * width for height, width in self.shapes])
+        self.findings: list[dict[str, str]] = index["findings"]
+        self.shapes: list[tuple[int, ...]] = [tuple(shape) for shape in index["shapes"]]
+        self.offsets = np.cumsum([0] + [math.prod(shape) for shape in self.shapes])
         self._pixels: np.ndarray | None = None
 
-    def _build(self, paths: list[Path], short_side: int, background: str, label: str) -> dict[str, list]:
-        index: dict[str, list] = {"readable": [], "unreadable": [], "shapes": []}
+    def _build(self, paths: list[Path], short_side: int, kind: str, label: str) -> dict[str, list]:
+        index: dict[str, list] = {"readable": [], "unreadable": [], "findings": [], "shapes": []}
         with atomic_path(self.file) as temporary, open(temporary, "wb") as file:
-            for i, image in enumerate(decode_all(paths, short_side, background, label)):
-                if isinstance(image, UserError):
-                    index["unreadable"].append(str(image))
+            for i, decoded in enumerate(decode_all(paths, short_side, kind, label)):
+                if isinstance(decoded, UserError):
+                    index["unreadable"].append(str(decoded))
                     continue
-                file.write(image.tobytes())
+                pixels, findings = decoded
+                file.write(pixels.tobytes())
                 index["readable"].append(i)
-                index["shapes"].append(image.shape[:2])
+                index["findings"].append(findings)
+                index["shapes"].append(pixels.shape)
         return index
 
     def __len__(self) -> int:
         return len(self.shapes)
 
     def __getitem__(self, i: int) -> np.ndarray:
-        """The i-th readable image, (H, W, 3) uint8, RGB, read only."""
+        """The i-th readable image, (H, W, 3) uint8, RGB, or mask, (H, W) uint8 in {0, 1}; read only."""
         if self._pixels is None:  # opened in each process, never pickled
             self._pixels = np.memmap(self.file, np.uint8, mode="r")
-        height, width = self.shapes[i]
-        return self._pixels[self.offsets[i] : self.offsets[i + 1]].reshape(height, width, 3)
+        return self._pixels[self.offsets[i] : self.offsets[i + 1]].reshape(self.shapes[i])
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_pixels": None}
 
 
 def decode_all(
-    paths: list[Path], short_side: int, background: str, label: str
-) -> Iterator[np.ndarray | UserError]:
-    """The pictures as of `read_scaled`, in order, by several threads; for an unreadable one, its error."""
+    paths: list[Path], short_side: int, kind: str, label: str
+) -> Iterator[tuple[np.ndarray, dict[str, str]] | UserError]:
+    """What `decode` gives of each file, in order, by several threads; for an unreadable one, its error."""
 
-    def decode(path: Path) -> np.ndarray | UserError:
+    def try_decode(path: Path) -> tuple[np.ndarray, dict[str, str]] | UserError:
         try:
-            return read_scaled(path, short_side, background)
+            return decode(path, short_side, kind)
         except UserError as error:
             return error
 
     bar = tqdm(total=len(paths), desc=f"decoding {label}", unit="image", leave=False, disable=None)
     with bar, ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow and OpenCV decode and scale side by side
         for start in range(0, len(paths), BLOCK):
-            for image in pool.map(decode, paths[start : start + BLOCK]):
+            for decoded in pool.map(try_decode, paths[start : start + BLOCK]):
                 bar.update()
-                yield image
+                yield decoded
 
 
 class UncachedPixels:
-    """Images decoded at every use, for a machine without room for a cache; otherwise like `PixelCache`.
+    """Images or masks decoded at every use, for a machine without room for a cache; else like `PixelCache`.
 
-    What is no picture is found at once, by its header. A file that turns out damaged later is replaced by
-    the next one in the list, with a warning.
+    What is no image is found at once, by its header; masks are decoded once for their findings. A file that
+    turns out damaged later is replaced by the next one in the list, with a warning.
     """
 
-    def __init__(self, paths: list[Path], short_side: int, background: str) -> None:
-        self.short_side, self.background = short_side, background
-        self.readable, self.unreadable = [], []
-        for i, path in enumerate(paths):
-            try:
-                with Image.open(path):
-                    self.readable.append(i)
-            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-                self.unreadable.append(f"not a readable image: {path} ({str(error).splitlines()[0][:120]})")
+    def __init__(self, paths: list[Path], short_side: int, kind: str, label: str) -> None:
+        self.short_side, self.kind = short_side, kind
+        self.readable: list[int] = []
+        self.unreadable: list[str] = []
+        self.findings: list[dict[str, str]] = []
+        looked = map(self._look, paths) if kind == IMAGES else decode_all(paths, short_side, kind, label)
+        for i, found in enumerate(looked):
+            if isinstance(found, UserError):
+                self.unreadable.append(str(found))
+            else:
+                self.readable.append(i)
+                self.findings.append(found[1])
         self.paths = [paths[i] for i in self.readable]
         self.warned: set[int] = set()
+
+    @staticmethod
+    def _look(path: Path) -> tuple[None, dict[str, str]] | UserError:
+        try:
+            open_header(path)
+        except UserError as error:
+            return error
+        return None, {}
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, i: int) -> np.ndarray:
-        """The i-th image, (H, W, 3) uint8, RGB.
+        """The i-th image, (H, W, 3) uint8, RGB, or mask, (H, W) uint8 in {0, 1}.
 
         Raises:
             UserError: if neither it nor any other can be read.
         """
         for k in itertools.chain(range(i, len(self)), range(i)):
             try:
-                return read_scaled(self.paths[k], self.short_side, self.background)
+                return decode(self.paths[k], self.short_side, self.kind)[0]
             except UserError as error:
                 if k not in self.warned:
                     print(f"warning: {error}; the next image stands in for it", file=sys.stderr)
@@ -239,12 +317,20 @@ class UncachedPixels:
 
 
 def open_pixels(
-    paths: list[Path], short_side: int, background: str, cache_dir: str | Path | None, label: str
+    paths: list[Path], short_side: int, kind: str, cache_dir: str | Path | None, label: str
 ) -> PixelCache | UncachedPixels:
-    """Pictures to be read many times; `cache_dir` is "" for the user's cache folder, None for no cache."""
+    """Images or masks that will be read many times.
+
+    Args:
+        paths: the files.
+        short_side: to which they are scaled, in pixels.
+        kind: what they hold, which is how they are read: `IMAGES`, `MASKS` or `INVERTED_MASKS`.
+        cache_dir: where decoded images are kept; "" for the user's cache folder, None to keep none.
+        label: what the progress bar calls them.
+    """
     if cache_dir is None:
-        return UncachedPixels(paths, short_side, background)
-    return PixelCache(paths, short_side, background, Path(cache_dir or default_cache_dir()), label)
+        return UncachedPixels(paths, short_side, kind, label)
+    return PixelCache(paths, short_side, kind, Path(cache_dir or default_cache_dir()), label)
 
 
 def default_cache_dir() -> Path:

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from cli import UserError
+from imaging.mask_file import binarise, colors_of
 from models import InpaintingNetwork, pull
 from onnx_network import OnnxNetwork
 from utils import load_checkpoint, select_device, weights_digest
@@ -36,7 +37,7 @@ def find_weights(name: str | Path | None) -> Path:
     """The file of a checkpoint: a path, or the name of one that comes with the project; None is `default`."""
     bundled = {path.stem: path for path in WEIGHTS.glob("*.pth")}
     path = Path(name) if name else Path("default")
-    return path if path.exists() else bundled.get(str(path), path)
+    return path if path.is_file() else bundled.get(str(path), path)
 
 
 def load_network(
@@ -62,11 +63,16 @@ def network_of(state: dict[str, Any], path: Path, flag: str, device: torch.devic
     Raises:
         UserError: naming `flag` and `path`, if they are damaged, or of another version of this project.
     """
+    missing = [key for key in ("architecture", "config", "ema") if key not in state]
+    if missing:
+        raise UserError(f"{flag}: damaged, without {', '.join(missing)}: {path}")
     if "sha256" in state and state["sha256"] != weights_digest(state["ema"]):
         raise UserError(f"{flag}: the weights in {path} are not what its SHA-256 says: fetch it again")
     try:
         network = InpaintingNetwork(**state["architecture"])
         network.load_state_dict(state["ema"])
+        if not all(bool(torch.isfinite(value).all()) for value in state["ema"].values()):
+            raise UserError(f"{flag}: damaged, some weights are no numbers: {path}")
     except (TypeError, RuntimeError) as error:
         reason = str(error).splitlines()[0][:120]
         raise UserError(f"{flag}: made by another version of this project: {path} ({reason})") from None
@@ -180,7 +186,6 @@ class Inpainter:
         result = result.to(image.device, image.dtype)
         return torch.where(torch.from_numpy(hole).to(image.device), result, image)
 
-    @torch.inference_mode()
     def fill(self, pixels: np.ndarray, hole: np.ndarray) -> np.ndarray:
         """Fill `hole` (H, W) bool of `pixels` (H, W), (H, W, 1), (H, W, 3) or (H, W, 4); see `__call__`."""
         if pixels.dtype not in (np.uint8, np.uint16, np.float32, np.float64, np.float16):
@@ -195,9 +200,20 @@ class Inpainter:
                 raise ValueError("float pixels must be in [0, 1] outside the hole")
         filled = pixels.copy()
         color = filled[:, :, None] if filled.ndim == 2 else filled[:, :, :3]
-        color[hole] = 0  # NaN would survive even a weight of 0 in the blending
-        for region in crops(hole, self.tile):
-            self._complete(color[region], hole[region])
+        for region in self.regions(hole):
+            color[region] = self.complete(color[region], hole[region])
+        return filled
+
+    def regions(self, hole: np.ndarray) -> list[Region]:
+        """The parts of a picture that `complete` takes one by one to fill its hole (H, W) bool."""
+        return crops(hole, self.tile)
+
+    @torch.inference_mode()
+    def complete(self, pixels: np.ndarray, hole: np.ndarray) -> np.ndarray:
+        """A copy of one of `regions`, (h, w, 1 or 3) as of `__call__`, with its hole (h, w) bool filled."""
+        filled = np.ascontiguousarray(pixels).copy()
+        filled[hole] = 0  # NaN would survive even a weight of 0 in the blending
+        self._complete(filled, hole)
         return filled
 
     def _complete(self, pixels: np.ndarray, hole: np.ndarray) -> None:
@@ -285,12 +301,14 @@ def _bundled() -> Inpainter:
 def as_hole(mask: Any) -> np.ndarray:
     """(H, W) bool, True = missing, of a PIL picture, an array or a tensor; see `Inpainter.__call__`.
 
+    A PIL picture is read as a mask file is: `binarise`.
+
     Raises:
         ValueError: naming the shape or type that it cannot take.
     """
     if isinstance(mask, Image.Image):
-        mask = np.asarray(mask if mask.mode in ("1", "L", "I;16") else mask.convert("L"))
-    elif isinstance(mask, torch.Tensor):
+        return binarise(*colors_of(mask))[0]
+    if isinstance(mask, torch.Tensor):
         mask = mask.detach().cpu().numpy()
         mask = mask[0] if mask.ndim == 3 and mask.shape[0] == 1 else mask
     if not isinstance(mask, np.ndarray):
@@ -342,10 +360,8 @@ def crops(hole: np.ndarray, whole: int) -> list[Region]:
         return []
     if max(hole.shape) <= whole:
         return [np.s_[0 : hole.shape[0], 0 : hole.shape[1]]]
-    rows, columns = (-(-side // CELL) for side in hole.shape)
-    padded = np.zeros((rows * CELL, columns * CELL), bool)
-    padded[: hole.shape[0], : hole.shape[1]] = hole
-    grid = np.asarray(padded.reshape(rows, CELL, columns, CELL).any(axis=(1, 3)))
+    starts = [np.arange(0, side, CELL) for side in hole.shape]
+    grid = np.logical_or.reduceat(np.logical_or.reduceat(hole, starts[0], axis=0), starts[1], axis=1)
     spread = cv2.dilate(grid.astype(np.uint8), np.ones((2 * CONTEXT // CELL + 1,) * 2, np.uint8))
     boxes = components(spread, grid)
     while True:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-import zlib
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,14 @@ from cli import UserError
 from dataset import (
     choose,
     list_root,
+    name_digest,
     random_free_form_mask,
     random_mask,
     random_rectangular_mask,
 )
 from files import atomic_path
-from image_cache import open_pixels
+from image_cache import IMAGES, open_pixels
+from imaging.mask_file import Hole, read_mask, summarise
 
 FORMAT = "msse-pack-1"
 BUCKETS = ((0.01, 0.1), (0.1, 0.2), (0.2, 0.3), (0.3, 0.4), (0.4, 0.5), (0.5, 0.6))
@@ -81,7 +83,7 @@ def make_pack(root: str, folder: Path, image_size: int, seed: int, max_images: i
             image_sha256 = digest(paths[i].read_bytes())
             for j, (low, high) in enumerate(BUCKETS):
                 kind = list(KINDS)[(i + j) % len(KINDS)]
-                mask_seed = [seed, zlib.crc32(names[i].encode()), j]
+                mask_seed = [seed, name_digest(names[i]), j]
                 generator = np.random.default_rng(mask_seed)
                 pixel = 1 / image_size**2  # to which coverage is met
                 mask = KINDS[kind](image_size, image_size, (low + pixel, high - pixel), generator)
@@ -152,24 +154,25 @@ class PackDataset(Dataset):
             if digest(files[name].read_bytes()) != expected:
                 raise UserError(f"--pack: another file than when the pack was made: {files[name]}")
         self.positions = {name: i for i, name in enumerate(files)}
-        self.pixels = open_pixels(list(files.values()), self.image_size, "white", cache_dir, "test_root")
+        self.pixels = open_pixels(list(files.values()), self.image_size, IMAGES, cache_dir, "test_root")
         self.unreadable = self.pixels.unreadable
         if self.unreadable:
             raise UserError(f"--pack: {self.unreadable[0]}")
-        for item in self.items:
-            self.read_mask(item)
+        for note in summarise((item["mask"], self.read_hole(item).findings) for item in self.items):
+            print(f"note: --pack {folder}: {note}", file=sys.stderr)
 
-    def read_mask(self, item: dict[str, Any]) -> np.ndarray:
-        """(S, S) uint8 in {0, 1}."""
+    def read_hole(self, item: dict[str, Any]) -> Hole:
+        """The hole of an item, (S, S), which is proved to be that of the pack."""
         path = self.folder / item["mask"]
         try:
-            with Image.open(path) as file:
-                mask = (np.asarray(file.convert("L")) > 127).astype(np.uint8)
-        except (OSError, ValueError, SyntaxError) as error:
-            raise UserError(f"--pack: not a readable mask: {path} ({error})") from None
-        if mask.shape != (self.image_size,) * 2 or digest(np.packbits(mask).tobytes()) != item["mask_sha256"]:
+            hole = read_mask(path)
+        except UserError as error:
+            raise UserError(f"--pack: not a readable mask: {error}") from None
+        missing = hole.missing
+        same = missing.shape == (self.image_size,) * 2
+        if not same or digest(np.packbits(missing).tobytes()) != item["mask_sha256"]:
             raise UserError(f"--pack: another mask than when the pack was made: {path}")
-        return mask
+        return hole
 
     def __len__(self) -> int:
         return len(self.items)
@@ -181,7 +184,7 @@ class PackDataset(Dataset):
         image = image[top : top + self.image_size, left : left + self.image_size]
         return {
             "image": torch.from_numpy(image.transpose(2, 0, 1).astype(np.float32) / 255),
-            "mask": torch.from_numpy(self.read_mask(item)[None].astype(np.float32)),
+            "mask": torch.from_numpy(self.read_hole(item).missing[None].astype(np.float32)),
             "name": f"{item['bucket'].removesuffix(' %')}/{item['image']}",
             "source": item["image"],
         }

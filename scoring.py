@@ -28,6 +28,9 @@ from utils import comparison_grid, heatmap_grid
 MAX_ROWS = 16  # of test_results.png
 
 
+OUTPUTS = "outputs"  # the folder of the completions, in the folder of results
+
+
 @dataclass(frozen=True)
 class ScoreSettings:
     """What is measured, besides what always is, and drawn.
@@ -95,7 +98,7 @@ def score_folder(
             ratio = mask.double().mean().item()
             hole = Scored(name, source, bucket_of(ratio), ratio, scores)
             holes.append(hole)
-            write_png(to_bytes(outputs["output"])[0], folder / "outputs" / f"{name}.png")
+            write_png(to_bytes(outputs["output"])[0], folder / OUTPUTS / f"{name}.png")
             if settings.save_attention and isinstance(network, InpaintingNetwork):
                 save_attention(network, image, mask, outputs, name, folder / "attention")
             if add is not None:

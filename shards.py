@@ -8,7 +8,6 @@ import math
 import os
 import sys
 import tarfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,8 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from augmentation import UNCHANGED, Augmentation
 from cli import UserError
-from dataset import MaskFolder, make_item
-from files import EXTENSIONS
+from dataset import Loader, MaskFolder, make_item, name_digest
+from files import EXTENSIONS, split_roots
 from image_cache import read_scaled
 
 BUFFER = 1000  # encoded pictures that a loader process holds, to mix them
@@ -38,11 +37,13 @@ def expand(root: str) -> list[str]:
     except ImportError:
         raise UserError("--train_root: shards need the webdataset library: pip install webdataset") from None
     try:
-        paths = [path for part in root.split(os.pathsep) for path in braceexpand(part, escape=False)]
+        paths = list(braceexpand(root, escape=False))
+        if not all(map(os.path.isfile, paths)):  # else the separator is part of a name
+            paths = [path for part in split_roots(root) for path in braceexpand(part, escape=False)]
     except ValueError as error:
         raise UserError(f"--train_root: not a range of shards: {root} ({error})") from None
     for path in paths:
-        if not path.endswith(".tar"):
+        if not path.endswith(".tar") or os.path.isdir(path):
             raise UserError(f"--train_root: shards and folders do not mix: {path}")
         if not os.path.isfile(path):
             raise UserError(f"--train_root: no such shard: {path}")
@@ -70,24 +71,76 @@ def count_samples(paths: list[str]) -> list[int]:
     counts = []
     for path in map(Path, paths):
         size = known[path.parent].get(path.name)
-        counts.append(_count_headers(path, path.stat().st_mtime_ns) if size is None else size)
+        if size is None:
+            size = look_at(path, path.stat().st_mtime_ns)[0]
+        elif not _has_end(path):
+            print(f"note: --train_root: {path} has no end mark: was it cut?", file=sys.stderr)
+        counts.append(size)
     return counts
 
 
 @functools.cache
-def _count_headers(path: Path, modified_ns: int) -> int:
+def look_at(path: Path, modified_ns: int) -> tuple[int, str]:
+    """The number of pictures in a shard, by its headers, and why others are not counted, if there are any.
+
+    Notes on the standard error say this, and if the shard seems to have been cut.
+
+    Raises:
+        UserError: if it is damaged.
+    """
     try:
         with tarfile.open(path, "r:") as tar:
-            names = [member.name for member in tar if member.isreg() and _is_picture(member.name)]
+            names = [member.name for member in tar if member.isreg()]
+            end = tar.offset  # tarfile stops without a word at a header that is damaged or cut
+        with path.open("rb") as file:
+            file.seek(end)
+            mark = file.read(tarfile.BLOCKSIZE)
     except (tarfile.TarError, OSError) as error:
         raise UserError(f"--train_root: cannot read {path}: {error}") from None
-    return sum(1 for _ in itertools.groupby(name.rpartition(".")[0] for name in names))
+    keys = [name.rpartition(".")[0] for name in names if _is_picture(name)]
+    count = sum(1 for _ in itertools.groupby(keys))
+    if mark != bytes(tarfile.BLOCKSIZE) and mark:
+        raise UserError(
+            f"--train_root: cannot read {path}: damaged or cut at byte {end:,}, after {count:,} images"
+        )
+    if not mark:
+        print(
+            f"note: --train_root: {path} has no end mark: was it cut after its {count:,} images?",
+            file=sys.stderr,
+        )
+    known = set(keys)
+    others = [name for name in names if _has_dotted_key(name) and _key(name) not in known]
+    if not others:
+        return count, ""
+    key = _key(others[0])
+    reason = f"a key ends at the first dot of a name, so {others[0]} is no picture but belongs to {key}"
+    print(f"note: --train_root: {len(others):,} files in {path} are not used: {reason}", file=sys.stderr)
+    return count, reason
+
+
+def _has_end(path: Path) -> bool:
+    """Whether a tar file ends as they do, with a block of zeros."""
+    with path.open("rb") as file:
+        file.seek(-min(tarfile.BLOCKSIZE, path.stat().st_size), os.SEEK_END)
+        return file.read() == bytes(tarfile.BLOCKSIZE)
 
 
 def _is_picture(name: str) -> bool:
     """Whether a file in a shard is a sample's picture: `key.jpg`, but not `key.mask.png` or `._key.jpg`."""
     stem, _, suffixes = name.rpartition("/")[2].partition(".")
     return bool(stem) and f".{suffixes.lower()}" in EXTENSIONS and not name.startswith("__")
+
+
+def _key(name: str) -> str:
+    """The key of a file in a shard: its path up to the first dot of its name."""
+    folder, slash, file = name.rpartition("/")
+    return folder + slash + file.partition(".")[0]
+
+
+def _has_dotted_key(name: str) -> bool:
+    """Whether a file in a shard would be a picture if keys might hold dots: `key.001.jpg`."""
+    stem, _, suffixes = name.rpartition("/")[2].partition(".")
+    return "." in suffixes and _is_picture(f"{stem}.{suffixes.rpartition('.')[2]}")
 
 
 class Sample(io.BytesIO):
@@ -199,8 +252,10 @@ class ShardDataset(IterableDataset):
             self.counts[order] = np.clip(max_images - before, 0, self.counts[order])
         self.length = int(self.counts.sum()) // num_processes
         if self.length == 0:
+            reasons = [look_at(path, path.stat().st_mtime_ns)[1] for path in map(Path, self.shards)]
+            reason = next((f" ({each})" for each in reasons if each), "")
             raise UserError(
-                f"--train_root: {self.counts.sum()} images in {root}, {num_processes} process(es)"
+                f"--train_root: {self.counts.sum()} images in {root}, {num_processes} process(es){reason}"
             )
         self.stored_size = math.ceil(image_size / augmentation.min_crop)
         self.masks = (
@@ -246,11 +301,11 @@ class ShardDataset(IterableDataset):
     def _first_readable(self, samples: list[Sample]) -> dict[str, Any]:
         for sample in samples:
             try:
-                image = read_scaled(sample, self.stored_size, "white")
+                image = read_scaled(sample, self.stored_size)
             except UserError as error:
                 print(f"warning: {error}; the next image stands in for it", file=sys.stderr)
                 continue
-            identity = zlib.crc32(f"{Path(sample.shard).name}/{sample.key}".encode())
+            identity = name_digest(f"{Path(sample.shard).name}/{sample.key}")
             return make_item(
                 image,
                 sample.key,
@@ -268,7 +323,7 @@ def shard_loader(
 ) -> DataLoader:
     """A training loader like that of `get_dataloaders`; `settings` are those of `ShardDataset`."""
     data = ShardDataset(root, image_size, batch_size=batch_size, **settings)
-    return DataLoader(data, batch_size, num_workers=num_workers, pin_memory=torch.cuda.is_available())
+    return Loader(data, batch_size, num_workers=num_workers, pin_memory=torch.cuda.is_available())
 
 
 def set_position(loader: DataLoader, epoch: int, start: int) -> None:

@@ -1,10 +1,11 @@
 """Evaluate a checkpoint: score a folder beside classical methods, or fill holes in images."""
 
 import argparse
+import math
 import sys
 from pathlib import Path
 
-from cli import OneLineParser, UserError, one_line
+from cli import OneLineParser, UserError, one_line, run_program
 from fill import FillSettings, open_single
 
 
@@ -99,9 +100,17 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     single.add_argument(
         "--max_memory", type=float, default=2.0, metavar="GIB", help="that filling should need"
     )
-    single.add_argument("--lossless", action="store_true", help="write JPEGs as PNG")
-    single.add_argument("--verify", action="store_true", help="prove that no pixel outside the hole changed")
-    single.add_argument("--overwrite", action="store_true", help="allow writing over an input")
+    single.add_argument(
+        "--max_megapixels", type=float, default=0, metavar="MP", help="refuse larger images; 0 for no limit"
+    )
+    single.add_argument("--lossless", action="store_true", help="write JPEG, HEIC and AVIF as PNG")
+    single.add_argument(
+        "--verify", action="store_true",
+        help="prove by another library that nothing outside the hole changed",
+    )  # fmt: skip
+    single.add_argument(
+        "--overwrite", action="store_true", help="allow writing over an image, or files beside it"
+    )
     single.add_argument("--skip_existing", action="store_true", help="leave results that are there")
     single.add_argument("--gt_path", default="", metavar="FILE", help="the true image, to score one result")
     args = parser.parse_args(argv)
@@ -131,6 +140,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         raise UserError(
             f"--mask_coverage: must be two shares between 0 and 1, the lower first, got {low:g} {high:g}"
         )
+    for name in ("max_memory", "max_megapixels"):
+        value = getattr(args, name)
+        if not math.isfinite(value) or value < 0 or (name == "max_memory" and value == 0):
+            raise UserError(f"--{name}: must be a finite number above 0, got {value:g}")
     for name, least in (
         ("image_size", 0),
         ("max_images", 0),
@@ -179,4 +192,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main, "test.py")

@@ -1,6 +1,8 @@
 """Pictures, masks and small runs that several tests share."""
 
+import io
 import os
+import struct
 from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one process a core: more threads would wait for each other
@@ -11,6 +13,8 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+
+from imaging.png import write_chunks
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 
@@ -42,6 +46,23 @@ def photograph(height: int, width: int, seed: int = 0) -> np.ndarray:
     picture = np.stack(waves, axis=2) * 70 + 128
     picture[height // 4 : height // 2, width // 3 : width // 2] = generator.integers(0, 255, 3)
     return picture.astype(np.uint8)
+
+
+def malformed() -> dict[str, bytes]:
+    """Files that are no image, or only a part of one."""
+    files: dict[str, bytes] = {"empty": b"", "text": b"not a picture" * 9}
+    for form in ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF"):
+        content = io.BytesIO()
+        Image.fromarray(photograph(60, 80)).save(content, form)
+        for tenth in range(1, 9):
+            files[f"{form} cut at {tenth}0 %"] = content.getvalue()[: len(content.getvalue()) * tenth // 10]
+    header = struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
+    files["bomb"] = write_chunks([(b"IHDR", header), (b"IDAT", b"\0" * 9), (b"IEND", b"")])
+    frames = io.BytesIO()
+    still = Image.fromarray(photograph(9, 14))
+    still.save(frames, "GIF", save_all=True, append_images=[still.rotate(90)])
+    files["animation"] = frames.getvalue()
+    return files
 
 
 def awake(network: nn.Module, seed: int = 0) -> nn.Module:

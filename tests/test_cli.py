@@ -255,6 +255,49 @@ def test_the_content_under_the_hole_does_not_matter(
     assert np.array_equal(*results)
 
 
+def test_a_folder_of_the_name_of_bundled_weights_does_not_hide_them(
+    photo: tuple[Path, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "fast").mkdir()
+    argv = [
+        "--checkpoint=fast",
+        f"--image_path={photo[0]}",
+        "--box=2,2,5,5",
+        f"--save_dir={tmp_path / 'out'}",
+    ]
+    done = run_script(str(REPOSITORY / "test.py"), *argv, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+def test_an_output_that_takes_nothing_is_one_line(photo: tuple[Path, Path], tmp_path: Path) -> None:
+    argv = [
+        "--checkpoint=fast",
+        f"--image_path={photo[0]}",
+        "--box=2,2,5,5",
+        f"--save_dir={tmp_path / 'out'}",
+    ]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "test.py", *argv], cwd=REPOSITORY, stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == "test.py: error: cannot print: No space left on device"
+    assert (tmp_path / "out" / photo[0].name).exists()
+
+
+def test_a_terminal_that_is_not_utf8_shows_any_name(photo: tuple[Path, Path], tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"caf\xe9 \xc3\x97.png")
+    path.write_bytes(photo[0].read_bytes())
+    environment = os.environ | {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    done = subprocess.run(
+        [sys.executable, "test.py", "--checkpoint=fast", f"--image_path={path}", "--box=2,2,5,5", f"--save_dir={tmp_path / 'out'}"],
+        cwd=REPOSITORY, env=environment, capture_output=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / path.name).exists() and b"pixels filled" in done.stdout
+
+
 MISTAKES = {
     "no checkpoint": (["--checkpoint", "none.pth"], "--checkpoint: no such file: none.pth"),
     "not a checkpoint": (["--checkpoint", "IMAGE"], "--checkpoint: not a readable checkpoint"),
@@ -273,16 +316,34 @@ MISTAKES = {
     "overwriting": (["--save_dir", "FOLDER"], "would overwrite an input"),
     "file for a folder": (["--save_dir", "TEXT"], "--save_dir: cannot write"),
     "no truth": (["--gt_path", "none.png"], "--gt_path: no such file"),
+    "memory": (["--max_memory", "nan"], "--max_memory: must be a finite number above 0, got nan"),
+    "endless memory": (["--max_memory", "inf"], "--max_memory: must be a finite number above 0, got inf"),
+    "megapixels": (["--max_megapixels", "nan"], "--max_megapixels: must be a finite number"),
+    "too many pixels": (["--max_megapixels", "0.001"], "megapixels, more than --max_megapixels 0.001"),
+    "raw file": (
+        ["--image_path", "photograph.cr3"],
+        "--image_path: a raw file, which cannot be written back",
+    ),
+    "postscript": (["--image_path", "drawing.png"], "--image_path: EPS files cannot be written back"),
+    "a folder as mask": (["--mask_path", "FOLDER"], "--mask_path: a folder, and not a file"),
 }
 
 
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_is_one_line_and_status_2(
-    name: str, checkpoint: Path, photo: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture
+    name: str,
+    checkpoint: Path,
+    photo: tuple[Path, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     image, mask = photo
     (tmp_path / "text.png").write_text("text")
+    (tmp_path / "photograph.cr3").write_bytes(b"\0\0\0\x18ftypcrx \0\0\0\1")
+    (tmp_path / "drawing.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n{} loop\n")
     Image.fromarray(photograph(9, 9)).save(tmp_path / "small.png")
+    monkeypatch.chdir(tmp_path)
     changes, message = MISTAKES[name]
     files = {
         "IMAGE": image,

@@ -1,4 +1,8 @@
+import errno
+import itertools
+import os
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +19,15 @@ from dataset import (
     EpochSampler,
     InpaintingDataset,
     get_dataloaders,
+    name_digest,
     random_free_form_mask,
     random_mask,
     random_rectangular_mask,
+    validation_loader,
 )
+from files import find_images, is_shards
 from image_cache import read_image, resize_image
+from imaging.mask_file import read_hole
 
 MASKS = [random_free_form_mask, random_rectangular_mask, random_mask]
 
@@ -159,6 +167,125 @@ def test_own_masks_are_cropped_like_the_image_and_others_are_drawn(folder: Path,
     inverted = InpaintingDataset(str(folder), 40, training=False, mask_root=str(masks), invert_mask=True)
     item = next(inverted[i] for i in range(6) if inverted.names[i] == "picture1")
     assert item["mask"].mean() == pytest.approx(0.6)
+
+
+def save_masks(root: Path, **masks: np.ndarray) -> Path:
+    root.mkdir(exist_ok=True)
+    for name, mask in masks.items():
+        Image.fromarray(mask).save(root / f"{name}.png")
+    return root
+
+
+def test_a_mask_file_is_the_same_hole_for_training_and_for_filling(folder: Path, tmp_path: Path) -> None:
+    hole = np.zeros((40, 40), np.uint8)
+    hole[10:20, 10:20] = 1
+    erased = np.full((40, 40, 4), 60, np.uint8)
+    erased[:, :, 3] = np.where(hole, 0, 255)
+    strokes = np.full((40, 40, 4), 255, np.uint8)
+    strokes[:, :, 3] = hole * 255
+    drawn = {
+        "white": hole * 255,
+        "ones": hole,
+        "deep": hole.astype(np.uint16),
+        "erased": erased,
+        "strokes": strokes,
+    }
+    for name, mask in drawn.items():
+        masks = save_masks(tmp_path / name, picture0=mask)
+        for cache_dir in ("", None):
+            data = InpaintingDataset(
+                str(folder), 40, training=False, mask_root=str(masks), cache_dir=cache_dir
+            )
+            assert np.array_equal(data[0]["mask"][0].numpy(), hole), name
+        assert np.array_equal(read_hole(masks / "picture0.png", (40, 40)).missing, hole), name
+
+
+def test_what_is_odd_about_masks_is_said_each_kind_once(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hole = np.eye(40, dtype=np.uint8)
+    masks = save_masks(
+        tmp_path / "masks", a=hole, b=hole, c=np.zeros_like(hole), d=hole * 0 + 255, e=hole * 255
+    )
+    for cache_dir in (None, "", ""):  # decoded, written to the cache, read from it
+        InpaintingDataset(str(folder), 40, mask_root=str(masks), cache_dir=cache_dir)
+        assert capsys.readouterr().err.splitlines() == [
+            f"note: --mask_root {masks}: {note}"
+            for note in (
+                "a.png holds only 0 and 1, which would be empty at 50 %: 1 was taken as missing (2 of 5 masks)",
+                "c.png is empty: nothing is missing (1 of 5 masks)",
+                "d.png is full: everything is missing (1 of 5 masks)",
+            )
+        ]
+    save_masks(tmp_path / "grey", f=np.full((40, 40), 200, np.uint8), e_mask=hole * 255, e=hole * 255)
+    InpaintingDataset(str(folder), 40, mask_root=str(tmp_path / "grey"))
+    text = capsys.readouterr().err
+    assert "f.png is grey in 100% of its pixels" in text and "(1 of 3 masks)" in text
+    assert "e.png and e_mask.png are masks of one image" in text
+
+
+def test_hidden_and_system_folders_hold_no_pictures_and_are_named(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in (".ipynb_checkpoints", "deep/.Trash-0", "deep/@eaDir", "__MACOSX/deep"):
+        (folder / name).mkdir(parents=True)
+        Image.fromarray(photograph(40, 40)).save(folder / name / "copy.png")
+    Image.fromarray(photograph(40, 40)).save(folder / "deep" / "own.png")
+    os.mkfifo(folder / "pipe.png")
+    (folder / "zero.png").symlink_to("/dev/zero")
+    paths = find_images(folder, "--train_root")
+    assert [path.name for path in paths] == ["own.png", *(f"picture{i}.png" for i in range(6))]
+    skipped = ".Trash-0, .ipynb_checkpoints, @eaDir, __MACOSX"
+    expected = f"note: --train_root {folder}: hidden and system folders are skipped: {skipped}\n"
+    assert capsys.readouterr().err == expected
+    assert len(find_images(folder / "deep" / ".Trash-0", "--train_root")) == 1  # asked for by name
+    assert capsys.readouterr().err == ""
+
+
+def test_names_that_are_not_utf8_are_pictures_and_masks_like_others(folder: Path, tmp_path: Path) -> None:
+    odd = os.fsdecode(b"caf\xe9")
+    (folder / "picture0.png").rename(folder / f"{odd}.png")
+    masks = save_masks(tmp_path / odd, picture1=np.eye(40, dtype=np.uint8))
+    (masks / "picture1.png").rename(masks / f"{odd}_mask.png")
+    for training in (True, False):
+        data = InpaintingDataset(str(folder), 32, training=training)
+        assert odd in data.names
+        assert torch.equal(data[data.names.index(odd)]["mask"], data[data.names.index(odd)]["mask"])
+    data = InpaintingDataset(str(folder), 40, training=False, mask_root=str(masks))
+    own = data[data.names.index(odd)]
+    assert np.array_equal(own["mask"][0].numpy(), np.eye(40)) and own["name"] == odd
+
+
+def test_masks_of_validation_are_those_of_before(folder: Path) -> None:
+    data = InpaintingDataset(str(folder), 32, training=False)
+    generator = np.random.default_rng([42, zlib.crc32(b"picture2")])
+    expected = random_mask(32, 32, (0.1, 0.4), generator)
+    assert np.array_equal(data[2]["mask"][0].numpy(), expected)
+    assert name_digest("größer") == zlib.crc32("größer".encode())
+
+
+@pytest.mark.parametrize("name", [f"a{os.pathsep}b", "photographs.tar"])
+def test_a_folder_that_exists_is_one_whatever_its_name(name: str, folder: Path) -> None:
+    folder.rename(folder.with_name(name))
+    root = str(folder.with_name(name))
+    assert not is_shards(root) and len(InpaintingDataset(root, 32)) == 6
+    assert is_shards(f"{root}.tar") and is_shards(os.pathsep.join(["elsewhere", "000.tar"]))
+
+
+def test_loader_processes_without_room_for_semaphores_are_the_users_to_do_without(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = itertools.count()
+
+    def semaphore(*_: object) -> None:
+        if next(room) >= 5:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch.multiprocessing, "Semaphore", semaphore)
+    loader = validation_loader(str(folder), 2, 32, num_workers=1)
+    with pytest.raises(UserError, match=r"--num_workers: 1 loader .*No space left.*: use --num_workers 0$"):
+        iter(loader)
+    assert len(list(validation_loader(str(folder), 2, 32, num_workers=0))) == 3
 
 
 def test_crops_of_random_size_show_parts_at_full_detail(tmp_path: Path) -> None:

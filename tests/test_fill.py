@@ -1,6 +1,7 @@
 """Files and folders are filled, each in its own format; one bad file does not stop the rest."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,16 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, photograph
-from PIL import Image
-from test_pictures import MALFORMED
+from conftest import REPOSITORY, malformed, photograph
+from PIL import Image, ImageCms
 
 import fill
 from cli import UserError
-from fill import FillSettings, fill_folder, fill_job, open_single, verify
+from fill import FillSettings, Job, fill_folder, fill_job, open_single, print_job
+from imaging.image_file import ImageFile
+from imaging.verify import verify
 from inference import Inpainter
 from models import InpaintingNetwork
-from pictures import Picture
 
 
 @pytest.fixture(scope="module")
@@ -40,29 +41,31 @@ def tree(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(inpainter: Inpainter, **values: Any) -> list:
+def run(inpainter: Inpainter, **values: Any) -> list[Job | None]:
     settings = FillSettings(
-        **{k: v if isinstance(v, tuple | bool | int) else str(v) for k, v in values.items()}
+        **{k: v if isinstance(v, tuple | bool | int | float) else str(v) for k, v in values.items()}
     )
     if Path(settings.image_path).is_dir():
         return list(fill_folder(inpainter, settings, (0.1, 0.6)))
     job = open_single(settings)
-    return [] if job is None else [fill_job(inpainter, settings, (0.1, 0.6), job)]
+    if job is not None:
+        print_job(job, (0.1, 0.6), fill_job(inpainter, settings, job))
+    return [job] * (job is not None)
 
 
 def test_a_folder_keeps_its_tree_and_formats(
     inpainter: Inpainter, tree: Path, capsys: pytest.CaptureFixture
 ) -> None:
     done = run(inpainter, image_path=tree / "in", mask_path=tree / "masks", save_dir=tree / "out")
-    assert {str(each.job.relative) for each in done} == {"a.png", "deep/b.jpg", "deep/c.bmp"}
+    assert {str(each.relative) for each in done} == {"a.png", "deep/b.jpg", "deep/c.bmp"}
     for each in done:
-        before, after = Picture(tree / "in" / each.job.relative), Picture(tree / "out" / each.job.relative)
+        before, after = ImageFile(tree / "in" / each.relative), ImageFile(tree / "out" / each.relative)
         assert before.format == after.format
-        assert each.job.missing.sum() == 200
+        assert each.missing.sum() == 200
         if after.format != "JPEG":
-            verify(tree / "in" / each.job.relative, tree / "out" / each.job.relative, each.job.missing)
+            verify(tree / "in" / each.relative, tree / "out" / each.relative, each.missing)
     captured = capsys.readouterr()
-    assert "3 of 3 images filled" in captured.out and "b.jpg: JPEG is written anew" in captured.err
+    assert "3 of 3 images filled" in captured.out and "b.jpg: JPEG: only the" in captured.err
 
 
 def test_one_mask_serves_all_and_masks_may_lie_beside_the_images(inpainter: Inpainter, tree: Path) -> None:
@@ -93,8 +96,8 @@ def test_what_is_there_is_left_on_request(inpainter: Inpainter, tree: Path) -> N
     run(inpainter, **settings, lossless=True)
     (tree / "out" / "a.png").unlink()
     done = run(inpainter, **settings, lossless=True, skip_existing=True)
-    assert [str(each.job.relative) for each in done] == ["a.png"]
-    assert Picture(tree / "out" / "deep" / "b.png").format == "PNG"
+    assert [str(each.relative) for each in done] == ["a.png"]
+    assert ImageFile(tree / "out" / "deep" / "b.png").format == "PNG"
 
 
 def test_an_input_is_overwritten_only_on_request(inpainter: Inpainter, tree: Path) -> None:
@@ -109,11 +112,15 @@ def test_an_input_is_overwritten_only_on_request(inpainter: Inpainter, tree: Pat
 
 def test_boxes_growth_and_feather_reach_the_file(inpainter: Inpainter, tree: Path) -> None:
     settings = {"image_path": tree / "in" / "a.png", "save_dir": tree / "out", "box": (4, 4, 10, 10)}
-    sharp, grown, soft = (
-        run(inpainter, **settings, **more)[0] for more in ({}, {"dilate": 2}, {"feather": 3})
-    )
-    assert sharp.job.missing.sum() == 100 < grown.job.missing.sum() < 200
-    changes = [np.abs(each.after.astype(int) - each.before).sum() for each in (sharp, soft)]
+    results = []
+    for more in ({}, {"feather": 3}):
+        (done,) = run(inpainter, **settings, **more)
+        results.append(ImageFile(done.target_file).colors())
+        assert done.missing.sum() == 100
+    (grown,) = run(inpainter, **settings, dilate=2)
+    assert 100 < grown.missing.sum() < 200
+    before = photograph(30, 40).astype(int)
+    changes = [np.abs(each - before).sum() for each in results]
     assert 0 < changes[1] < changes[0]
 
 
@@ -124,8 +131,224 @@ def test_the_pictures_own_alpha_is_filled_and_made_opaque(inpainter: Inpainter, 
     (done,) = run(
         inpainter, image_path=tmp_path / "in.png", save_dir=tmp_path / "out", alpha_mask=True, verify=True
     )
-    after = Picture(tmp_path / "out" / "in.png")
-    assert after.alpha is not None and after.alpha.min() == 1 and done.job.missing.sum() == 144
+    after = ImageFile(tmp_path / "out" / "in.png")
+    assert after.alpha is not None and after.alpha.min() == 1 and done.missing.sum() == 144
+
+
+def twins(folder: Path) -> Path:
+    """Three images that differ in their extension alone."""
+    folder.mkdir()
+    for suffix in ("jpg", "png", "tif"):
+        Image.fromarray(photograph(30, 40)).save(folder / f"a.{suffix}")
+    return folder
+
+
+def test_images_of_one_name_get_a_result_each(inpainter: Inpainter, tmp_path: Path) -> None:
+    settings = {"image_path": twins(tmp_path / "in"), "box": (2, 2, 5, 5), "save_dir": tmp_path / "out"}
+    done = run(inpainter, **settings, lossless=True)
+    assert [each.target_file.name for each in done] == ["a.jpg.png", "a.png", "a.tif"]
+    assert ImageFile(tmp_path / "out" / "a.png").format == "PNG"
+    assert run(inpainter, **settings, lossless=True, skip_existing=True) == []
+
+
+def test_a_result_of_another_format_does_not_stand_for_an_image(inpainter: Inpainter, tmp_path: Path) -> None:
+    settings = {"image_path": twins(tmp_path / "in"), "box": (2, 2, 5, 5), "save_dir": tmp_path / "out"}
+    done = run(inpainter, **settings, skip_existing=True)
+    assert [each.target_file.name for each in done] == ["a.jpg", "a.png", "a.tif"]
+
+
+def test_a_file_beside_an_input_is_overwritten_only_on_request(inpainter: Inpainter, tmp_path: Path) -> None:
+    folder = twins(tmp_path / "in")
+    settings = {"image_path": folder / "a.jpg", "box": (2, 2, 5, 5), "save_dir": folder, "lossless": True}
+    before = (folder / "a.png").read_bytes()
+    with pytest.raises(UserError, match="is there, among the images"):
+        run(inpainter, **settings)
+    assert (folder / "a.png").read_bytes() == before
+    run(inpainter, **settings, overwrite=True)
+    assert (folder / "a.png").read_bytes() != before
+
+
+def test_no_result_is_written_over_another_input_even_on_request(
+    inpainter: Inpainter, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    folder = twins(tmp_path / "in")
+    (folder / "a.jpg.png").write_bytes((folder / "a.png").read_bytes())
+    before = (folder / "a.jpg.png").read_bytes()
+    settings = {"image_path": folder, "box": (2, 2, 5, 5), "save_dir": folder}
+    done = run(inpainter, **settings, lossless=True, overwrite=True)
+    assert done.count(None) == 1 and "would overwrite an input" in capsys.readouterr().err
+    changed = (folder / "a.jpg.png").read_bytes()
+    assert (
+        np.array_equal(ImageFile(folder / "a.jpg.png").colors()[10:], photograph(30, 40)[10:])
+        and changed != before
+    )  # filled itself
+
+
+def test_images_where_results_go_are_neither_filled_nor_overwritten(
+    inpainter: Inpainter, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    folder = twins(tmp_path / "in")
+    settings = {"image_path": folder, "box": (2, 2, 5, 5), "save_dir": folder / "out"}
+    assert len(run(inpainter, **settings)) == 3
+    before = (folder / "out" / "a.png").read_bytes()
+    capsys.readouterr()
+    assert run(inpainter, **settings) == [None] * 3
+    errors = capsys.readouterr().err
+    assert "3 images in" in errors and errors.count("is there, among the images (--overwrite)") == 3
+    assert (folder / "out" / "a.png").read_bytes() == before
+    assert run(inpainter, **settings, skip_existing=True) == []
+    assert len(run(inpainter, **settings, overwrite=True)) == 3
+
+
+def test_a_folder_inside_that_holds_masks_is_not_filled(inpainter: Inpainter, tree: Path) -> None:
+    (tree / "masks").rename(tree / "in" / "masks")
+    done = run(inpainter, image_path=tree / "in", mask_path=tree / "in" / "masks", save_dir=tree / "out")
+    assert {str(each.relative) for each in done} == {"a.png", "deep/b.jpg", "deep/c.bmp"}
+
+
+def test_a_mask_of_an_image_in_another_folder_is_not_borrowed(inpainter: Inpainter, tree: Path) -> None:
+    (tree / "in" / "other").mkdir()
+    (tree / "in" / "other" / "b.jpg").write_bytes((tree / "in" / "deep" / "b.jpg").read_bytes())
+    done = run(inpainter, image_path=tree / "in", mask_path=tree / "masks", save_dir=tree / "out")
+    assert done.count(None) == 1 and not (tree / "out" / "other").exists()
+
+
+def test_a_private_image_has_a_private_result(inpainter: Inpainter, tree: Path) -> None:
+    (tree / "in" / "a.png").chmod(0o600)
+    run(inpainter, image_path=tree / "in" / "a.png", box=(2, 2, 5, 5), save_dir=tree / "out")
+    assert (tree / "out" / "a.png").stat().st_mode & 0o777 == 0o600
+
+
+def test_the_files_that_score_a_result_overwrite_no_image(inpainter: Inpainter, tree: Path) -> None:
+    (tree / "out").mkdir()
+    truth = (tree / "in" / "a.png").rename(tree / "out" / "test_results.png")
+    (tree / "in" / "a.png").write_bytes(truth.read_bytes())
+    with pytest.raises(UserError, match="would overwrite an input"):
+        run(
+            inpainter,
+            image_path=tree / "in" / "a.png",
+            box=(2, 2, 5, 5),
+            save_dir=tree / "out",
+            gt_path=truth,
+        )
+
+
+def test_an_error_of_any_kind_leaves_out_one_image_only(
+    inpainter: Inpainter, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"image_path": twins(tmp_path / "in"), "box": (2, 2, 5, 5), "save_dir": tmp_path / "out"}
+    save = ImageFile.save
+
+    def fail(picture: ImageFile, path: Path, *more: Any) -> None:
+        if path.suffix == ".png":
+            raise TypeError("an odd file")
+        save(picture, path, *more)
+
+    monkeypatch.setattr(ImageFile, "save", fail)
+    assert run(inpainter, **settings)[1] is None
+    captured = capsys.readouterr()
+    assert "a.png: TypeError: an odd file" in captured.err and "2 of 3 images filled" in captured.out
+
+
+def test_names_of_any_bytes_and_any_length_are_filled(inpainter: Inpainter, tmp_path: Path) -> None:
+    for name in (b"caf\xe9.png", b"x" * 251 + b".png", "\u00d7 \N{SNOWMAN}.png".encode()):
+        path = tmp_path / os.fsdecode(name)
+        Image.fromarray(photograph(30, 40)).save(tmp_path / "plain.png")
+        (tmp_path / "plain.png").rename(path)
+        (done,) = run(inpainter, image_path=path, box=(2, 2, 5, 5), save_dir=tmp_path / "out", verify=True)
+        assert done.target_file.exists() and done.target_file.name == path.name
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+def test_what_is_no_file_is_refused_at_once(kind: str, tmp_path: Path) -> None:
+    path = {"pipe": tmp_path / "pipe.png", "device": Path("/dev/zero"), "folder": tmp_path / "a.png"}[kind]
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    with pytest.raises(UserError, match="a folder" if kind == "folder" else "a pipe or a device"):
+        ImageFile(path)
+
+
+def test_a_limit_of_megapixels_is_checked_by_the_header(inpainter: Inpainter, tmp_path: Path) -> None:
+    Image.new("1", (12000, 9000)).save(tmp_path / "large.png")
+    with pytest.raises(UserError, match="has 108 megapixels, more than --max_megapixels 50"):
+        ImageFile(tmp_path / "large.png", max_megapixels=50)
+    (done,) = run(inpainter, image_path=tmp_path / "large.png", box=(9, 9, 5, 5), save_dir=tmp_path / "out")
+    assert done.missing.shape == (9000, 12000)
+
+
+def test_verify_refuses_what_cannot_be_exact_before_anything_is_written(
+    inpainter: Inpainter, tmp_path: Path
+) -> None:
+    Image.fromarray(photograph(30, 40)).convert("CMYK").save(tmp_path / "a.jpg")
+    settings = {"image_path": tmp_path / "a.jpg", "box": (2, 2, 5, 5), "save_dir": tmp_path / "out"}
+    with pytest.raises(UserError, match="--verify: every pixel of such a JPEG changes a little"):
+        run(inpainter, **settings, verify=True)
+    assert not (tmp_path / "out").exists()
+    assert ImageFile(run(inpainter, **settings, verify=True, lossless=True)[0].target_file).format == "PNG"
+
+
+def test_verify_finds_a_changed_property(tmp_path: Path) -> None:
+    pixels, missing = photograph(30, 40), np.zeros((30, 40), bool)
+    image = Image.fromarray(pixels)
+    exif = Image.Exif()
+    exif[274] = 1
+    image.save(tmp_path / "a.png", exif=exif)
+    exif[274] = 3
+    image.save(tmp_path / "turned.png", exif=exif)
+    image.save(
+        tmp_path / "profile.png",
+        exif=Image.Exif(),
+        icc_profile=ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(),
+    )
+    image.convert("RGBA").save(tmp_path / "alpha.png")
+    Image.fromarray(pixels[:, :39]).save(tmp_path / "narrow.png")
+    Image.fromarray(pixels[:, :, 0]).save(tmp_path / "grey.png")
+    for name, what in (
+        ("turned", "orientation"),
+        ("profile", "profile"),
+        ("alpha", "channels"),
+        ("narrow", "size"),
+        ("grey", "channels"),
+    ):
+        with pytest.raises(UserError, match=f"--verify: another .*{what}"):
+            verify(tmp_path / "a.png", tmp_path / f"{name}.png", missing)
+
+
+def test_verify_says_when_no_second_library_reads_a_file(
+    inpainter: Inpainter, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    Image.fromarray(photograph(30, 40)).save(tmp_path / "a.sgi")
+    run(inpainter, image_path=tmp_path / "a.sgi", box=(2, 2, 5, 5), save_dir=tmp_path / "out", verify=True)
+    assert "the others not verified, as no second library reads" in capsys.readouterr().out
+
+
+def test_a_file_that_fails_its_verification_is_not_written(
+    inpainter: Inpainter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.fromarray(photograph(30, 40)).save(tmp_path / "a.png")
+    put = ImageFile.put
+
+    def put_more(picture: ImageFile, *more: Any, **options: Any) -> None:
+        put(picture, *more, **options)
+        picture.raster.samples[-1, -1] ^= 1
+
+    monkeypatch.setattr(ImageFile, "put", put_more)
+    with pytest.raises(UserError, match="--verify: 1 pixels outside the hole differ"):
+        run(
+            inpainter, image_path=tmp_path / "a.png", box=(2, 2, 5, 5), save_dir=tmp_path / "out", verify=True
+        )
+    assert not [*(tmp_path / "out").iterdir()]
+
+
+def test_an_empty_hole_gives_the_file_itself(inpainter: Inpainter, tmp_path: Path) -> None:
+    Image.new("L", (40, 30)).save(tmp_path / "mask.png")
+    for suffix in ("png", "jpg", "tif", "webp", "gif", "bmp"):
+        path = tmp_path / f"a.{suffix}"
+        Image.fromarray(photograph(30, 40)).save(path)
+        run(inpainter, image_path=path, mask_path=tmp_path / "mask.png", save_dir=tmp_path / "out")
+        assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
 
 
 def test_verify_finds_a_changed_pixel(inpainter: Inpainter, tree: Path) -> None:
@@ -156,7 +379,7 @@ print(json.dumps({"rows": rows, "peak": peak, "torch": "torch" in sys.modules}))
 
 def test_bad_files_are_refused_in_one_line_at_once_and_before_torch_is_loaded(tmp_path: Path) -> None:
     bad = []
-    for number, (_, content) in enumerate(MALFORMED.items()):
+    for number, (_, content) in enumerate(malformed().items()):
         bad.append(tmp_path / f"bad{number}.png")
         bad[-1].write_bytes(content)
     good, mask, narrow = (tmp_path / name for name in ("good.png", "mask.png", "narrow.png"))

@@ -129,6 +129,13 @@ def test_lists_and_masks_for_all(inpainter: Inpainter) -> None:
         lambda h: torch.from_numpy(h)[None].float(),
         lambda h: Image.fromarray(h),
         lambda h: Image.fromarray(h.astype(np.uint8) * 255).convert("RGB"),
+        lambda h: Image.fromarray(h.astype(np.uint8)).convert("RGB"),  # of 0 and 1
+        lambda h: Image.fromarray(h.astype(np.uint16)),
+        lambda h: Image.fromarray(h.astype(np.int32) * 65535),
+        lambda h: Image.fromarray(h.astype(np.float32)),
+        lambda h: Image.fromarray(h.astype(np.float32) * 255),
+        lambda h: Image.fromarray(np.dstack([np.full((*h.shape, 3), 255), h * 255]).astype(np.uint8)),
+        lambda h: Image.fromarray(np.dstack([np.full((*h.shape, 3), 70), ~h * 255]).astype(np.uint8)),
     ],
 )
 def test_masks_of_every_kind(mask: Any) -> None:

@@ -4,11 +4,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from cli import UserError
-from masks import alpha_hole, box_hole, doctor, feather, grow, painted_hole, read_hole
-from pictures import Picture
+from imaging.image_file import ImageFile
+from imaging.mask_file import (
+    alpha_hole,
+    binarise,
+    box_hole,
+    doctor,
+    extremes,
+    feather,
+    grow,
+    masks_by_image,
+    painted_hole,
+    read_hole,
+    read_mask,
+    summarise,
+)
+from inference import as_hole
 
 HOLE = np.zeros((20, 30), bool)
 HOLE[4:12, 10:25] = True
@@ -21,6 +36,15 @@ def rgba(color: np.ndarray | int, alpha: np.ndarray) -> Image.Image:
     return Image.fromarray(pixels)
 
 
+def transparent_palette(hidden: np.ndarray) -> Image.Image:
+    """A palette image of two opaque greys whose third colour, fully transparent, covers `hidden`."""
+    image = Image.fromarray(np.where(hidden, 2, np.arange(30) % 2).astype(np.uint8))
+    image = image.convert("P")
+    image.putpalette([60, 60, 60, 90, 90, 90, 60, 60, 60])
+    image.info["transparency"] = bytes([255, 255, 0])
+    return image
+
+
 FILES = {
     "white on black": (Image.fromarray(WHITE), False, ""),
     "black on white": (Image.fromarray(255 - WHITE), True, ""),
@@ -31,7 +55,7 @@ FILES = {
     "grey": (
         Image.fromarray(np.where(HOLE, 180, 60).astype(np.uint8)),
         False,
-        "100% of the mask mask.png is grey",
+        "mask mask.png is grey in 100% of its pixels",
     ),
     "twice the size": (Image.fromarray(WHITE).resize((60, 40), Image.Resampling.NEAREST), False, ""),
     "white strokes on nothing": (rgba(255, WHITE), False, "painted part"),
@@ -40,6 +64,26 @@ FILES = {
         False,
         "transparent part",
     ),
+    "0 and 1": (Image.fromarray(HOLE.astype(np.uint8)), False, "holds only 0 and 1, which would be empty"),
+    "0 and 1, colour": (
+        Image.fromarray(np.repeat(HOLE[:, :, None], 3, axis=2).astype(np.uint8)),
+        False,
+        "1 was taken as missing",
+    ),
+    "0 and 1, sixteen bits": (Image.fromarray(HOLE.astype(np.uint16)), False, "1 was taken as missing"),
+    "1 and 0, inverted": (
+        Image.fromarray((~HOLE).astype(np.uint8)),
+        True,
+        "would be full at 50 %: 0 was taken as missing",
+    ),
+    "0 and 1, opaque": (rgba(HOLE[:, :, None], np.full((20, 30), 255)), False, "1 was taken as missing"),
+    "grey with alpha": (
+        Image.merge("LA", [Image.new("L", (30, 20), 90), Image.fromarray(255 - WHITE)]),
+        False,
+        "transparent part",
+    ),
+    "palette with a transparent colour": (transparent_palette(HOLE), False, "transparent part"),
+    "colours without opacity": (rgba(WHITE[:, :, None], np.zeros((20, 30))), False, "the colours under it"),
     "opaque": (rgba(WHITE[:, :, None], np.full((20, 30), 255)), False, ""),
 }
 
@@ -52,6 +96,67 @@ def test_the_hole_of_a_file(name: str, tmp_path: Path) -> None:
     assert np.array_equal(hole.missing, HOLE)
     assert note in " ".join(hole.notes) and bool(note) == bool(hole.notes)
     assert np.array_equal(read_hole(tmp_path / "mask.png", (20, 30), not invert).missing, ~HOLE)
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name != "twice the size"])
+def test_a_pil_mask_is_read_like_its_file(name: str) -> None:
+    image, invert, _ = FILES[name]
+    assert np.array_equal(as_hole(image), invert != HOLE)
+
+
+def test_a_one_bit_tiff_of_either_polarity_is_the_hole_that_is_seen(tmp_path: Path) -> None:
+    for photometric in ("minisblack", "miniswhite"):
+        stored = HOLE if photometric == "minisblack" else ~HOLE
+        tifffile.imwrite(tmp_path / "mask.tif", stored, photometric=photometric)
+        assert np.array_equal(read_mask(tmp_path / "mask.tif").missing, HOLE), photometric
+
+
+def test_what_no_one_painted_on_is_empty_and_dark_masks_are() -> None:
+    nothing = np.zeros((4, 4), np.float32)
+    missing, findings = binarise(np.full((4, 4, 3), 255, np.uint8), nothing)
+    assert not missing.any() and "nothing is painted" in findings["alpha"]
+    for level in (0, 2, 127):
+        assert not binarise(np.full((4, 4, 1), level, np.uint8))[0].any()
+    colored = np.zeros((4, 4, 3), np.uint8)
+    colored[0, 0, 0] = 1  # a dark red is no 1
+    assert not binarise(colored)[0].any()
+    assert as_hole(Image.new("L", (0, 3))).shape == (3, 0)
+
+
+def test_half_grey_is_missing_and_less_is_not() -> None:
+    for dtype, below, half in ((np.uint8, 127, 128), (np.uint16, 32767, 32768), (np.float32, 0.499, 0.5)):
+        missing, findings = binarise(np.array([[[below], [half]]], dtype))
+        assert missing.tolist() == [[False, True]] and "grey in 100%" in findings["grey"]
+        assert binarise(np.array([[[below], [half]]], dtype), invert=True)[0].tolist() == [[True, False]]
+
+
+def test_many_masks_are_summed_up_each_kind_once() -> None:
+    empty, full = extremes(np.zeros((2, 2), bool)), extremes(np.ones((2, 2), bool))
+    masks = [
+        ("a.png", {}),
+        ("b.png", empty),
+        ("c.png", empty),
+        ("d.png", full | {"0/1": "holds only 0 and 1"}),
+    ]
+    assert summarise(masks) == [
+        "b.png is empty: nothing is missing (2 of 4 masks)",
+        "d.png is full: everything is missing (1 of 4 masks)",
+        "d.png holds only 0 and 1 (1 of 4 masks)",
+    ]
+    assert extremes(np.eye(2, dtype=bool)) == {}
+
+
+def test_masks_belong_to_images_by_path_or_unique_stem_and_two_of_one_image_are_named() -> None:
+    root = Path("masks")
+    files = [root / name for name in ("a.jpg", "a_mask.png", "b.png", "x/c.png", "y/c.png", "y/d_mask.png")]
+    index, notes = masks_by_image(files, root)
+    assert index == {
+        "a": root / "a_mask.png", "b": root / "b.png", "x/c": root / "x/c.png", "y/c": root / "y/c.png",
+        "d": root / "y/d_mask.png", "y/d": root / "y/d_mask.png",
+    }  # fmt: skip
+    assert notes == ["a.jpg and a_mask.png are masks of one image: the last was taken"]
+    assert masks_by_image(files[2:], root)[1] == []
+    assert masks_by_image([*files, root / "b.tif"], root)[1][0].endswith("(so for 2 images)")
 
 
 def test_a_mask_of_other_proportions_is_refused(tmp_path: Path) -> None:
@@ -69,10 +174,10 @@ def test_a_mask_is_turned_upright_like_the_picture(tmp_path: Path) -> None:
 
 def test_the_pictures_own_transparency_is_a_hole(tmp_path: Path) -> None:
     rgba(90, 255 - WHITE).save(tmp_path / "picture.png")
-    assert np.array_equal(alpha_hole(Picture(tmp_path / "picture.png")).missing, HOLE)
+    assert np.array_equal(alpha_hole(ImageFile(tmp_path / "picture.png")).missing, HOLE)
     Image.fromarray(WHITE).save(tmp_path / "opaque.png")
     with pytest.raises(UserError, match="no transparency"):
-        alpha_hole(Picture(tmp_path / "opaque.png"))
+        alpha_hole(ImageFile(tmp_path / "opaque.png"))
 
 
 def test_a_box_is_cut_at_the_border_and_refused_outside() -> None:
@@ -90,6 +195,7 @@ def test_grow_is_a_disc() -> None:
     assert np.hypot(rows - 10, columns - 10).max() < 6.5
     assert grow(point, 5)[10, 5:16].all() and not grow(point, 5)[10, 4]
     assert np.array_equal(grow(point, 0), point)
+    assert grow(point, 100_000).all() and not grow(np.zeros_like(point), 9).any()
 
 
 def test_the_doctor_names_what_looks_wrong() -> None:

@@ -1,6 +1,8 @@
 """Packs replay the same holes, and refuse to when an image or a mask is another."""
 
+import csv
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +75,40 @@ def test_another_image_or_mask_is_refused_in_one_line(images: Path, tmp_path: Pa
     (pack / "manifest.json").write_text("{}")
     with pytest.raises(UserError, match="--pack: not a manifest of this project"):
         PackDataset(pack, str(images))
+
+
+def test_the_masks_of_a_pack_are_read_by_the_rule_for_all_mask_files(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pack = tmp_path / "pack"
+    make_pack(str(images), pack, 32, 7, None)
+    path = pack / "masks" / "10-20" / "a.png"
+    mask = np.asarray(Image.open(path)) > 0
+    strokes = np.full((32, 32, 4), 255, np.uint8)
+    strokes[:, :, 3] = mask * 255
+    data = PackDataset(pack, str(images))
+    item = next(item for item in data.items if item["mask"].endswith("10-20/a.png"))
+    for pixels in (mask.astype(np.uint8), mask, strokes):  # of 0 and 1, of one bit, painted on nothing
+        Image.fromarray(pixels).save(path)
+        assert np.array_equal(data.read_hole(item).missing, mask)
+    PackDataset(pack, str(images))
+    assert "10-20/a.png has transparency: its painted part" in capsys.readouterr().err
+
+
+def test_pictures_whose_names_are_not_utf8_are_packed_scored_and_shown(images: Path, tmp_path: Path) -> None:
+    odd = os.fsdecode(b"caf\xe9")
+    (images / "a.png").rename(images / f"{odd}.png")
+    pack, results = tmp_path / odd, tmp_path / "results"
+    root = f"--test_root={images}"
+    assert evaluation.main([root, f"--make_pack={pack}", "--image_size=32", "--max_images=2"]) == 0
+    assert evaluation.main([root, f"--pack={pack}", f"--save_dir={results}", "--gallery"]) == 0
+    assert (results / "outputs" / "10-20" / f"{odd}.png").exists()
+    table = (results / "metrics.csv").read_text(encoding="utf-8", errors="surrogateescape")
+    assert f"10-20/{odd}" in [row["name"] for row in csv.DictReader(table.splitlines())]
+    assert b"10-20/caf\xe9," in (results / "metrics.csv").read_bytes()  # as the file system has it
+    assert "caf" in (results / "gallery.html").read_text(encoding="utf-8")
+    manifest = json.loads((pack / "manifest.json").read_text())
+    assert odd in {item["image"] for item in manifest["items"]}
 
 
 def test_the_command_makes_a_pack_and_scores_it_by_bucket(images: Path, tmp_path: Path) -> None:

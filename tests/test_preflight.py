@@ -5,6 +5,7 @@ import itertools
 import mmap
 import os
 import shutil
+import sys
 import tarfile
 import types
 from pathlib import Path
@@ -209,6 +210,22 @@ def test_a_report_says_all_and_writes_nothing(
         "3 of 3 epochs",
     ):
         assert part in text, part
+
+
+def test_a_report_of_names_that_are_not_utf8_and_of_odd_masks(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd = os.fsdecode(b"caf\xe9")
+    shutil.copy(folder / "picture0.png", folder / f"{odd}.png")
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    Image.fromarray(np.zeros((40, 40), np.uint8)).save(masks / f"{odd}.png")
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[attr-defined]  # as `cli` does
+    report(small_config(tmp_path, train_root=str(folder), mask_root=str(masks)))
+    text, notes = capsys.readouterr()
+    assert r"caf\udce9.png = " in text and "1 masks" in text
+    assert r"caf\udce9.png is empty: nothing is missing" in notes
 
 
 def test_what_training_would_refuse_is_refused_after_it_was_printed(

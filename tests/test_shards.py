@@ -122,6 +122,93 @@ def test_a_damaged_shard_is_named(root: str, tmp_path: Path) -> None:
     assert "\n" not in str(error.value)
 
 
+def headers(shard: Path) -> list[int]:
+    with tarfile.open(shard) as tar:
+        return [member.offset for member in tar]
+
+
+@pytest.mark.parametrize("place", ["inside a header", "at a header", "before the end mark"])
+def test_a_shard_that_was_cut_is_never_used_without_a_word(
+    place: str, root: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shard = tmp_path / "002.tar"
+    whole = shard.read_bytes()
+    starts = headers(shard)
+    cut = {
+        "inside a header": starts[9] + 100,
+        "at a header": starts[9],
+        "before the end mark": len(whole.rstrip(b"\0")) // 512 * 512 + 512,
+    }
+    shard.write_bytes(whole[: cut[place]])
+    if place == "inside a header":
+        with pytest.raises(UserError, match=r"--train_root: cannot read .*002\.tar: damaged or cut at byte"):
+            ShardDataset(root, 32)
+    else:
+        count = 3 if place == "at a header" else 6
+        assert ShardDataset(root, 32).counts[2] == count
+        note = f"note: --train_root: {shard} has no end mark: was it cut after its {count} images?\n"
+        assert capsys.readouterr().err == note
+    (tmp_path / "sizes.json").write_text(json.dumps({f"{i:03d}.tar": 3 for i in range(4)}))
+    ShardDataset(root, 32)
+    assert capsys.readouterr().err == f"note: --train_root: {shard} has no end mark: was it cut?\n"
+
+
+def test_a_damaged_header_is_not_the_end_of_a_shard(root: str, tmp_path: Path) -> None:
+    shard = tmp_path / "002.tar"
+    content = bytearray(shard.read_bytes())
+    start = headers(shard)[9]
+    content[start + 3] ^= 1
+    shard.write_bytes(content)
+    message = rf"cannot read .*002\.tar: damaged or cut at byte {start:,}, after 3 images"
+    with pytest.raises(UserError, match=message):
+        ShardDataset(root, 32)
+
+
+def write_tar(path: Path, *names: str) -> str:
+    with tarfile.open(path, "w") as tar:
+        for i, name in enumerate(names):
+            content = encode(photograph(20, 20, seed=i))
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return str(path)
+
+
+def test_a_dot_in_a_key_is_explained_where_it_loses_pictures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rule = "a key ends at the first dot of a name, so d/img.001.png is no picture but belongs to d/img"
+    with pytest.raises(
+        UserError, match=r"^--train_root: 0 images in .*\(a key ends at the first dot"
+    ) as error:
+        ShardDataset(write_tar(tmp_path / "none.tar", "d/img.001.png", "d/img.002.png"), 16)
+    assert rule in str(error.value)
+    capsys.readouterr()
+    part = write_tar(
+        tmp_path / "part.tar", "a.png", "a.mask.png", "d/img.001.png", "._x.001.png", "b.v2.json"
+    )
+    assert len(ShardDataset(part, 16)) == 1
+    assert capsys.readouterr().err == f"note: --train_root: 1 files in {part} are not used: {rule}\n"
+
+
+def test_names_in_shards_need_not_be_utf8(tmp_path: Path) -> None:
+    odd = os.fsdecode(b"caf\xe9")
+    path = write_tar(tmp_path / f"{odd}.tar", f"{odd}.png", "b.png")
+    loader = shard_loader(path, 2, 16, num_workers=1)
+    assert sorted(names_of(loader)) == ["b", odd]
+
+
+def test_a_separator_in_the_path_of_shards_is_part_of_it(tmp_path: Path) -> None:
+    folder = tmp_path / f"a{os.pathsep}b"
+    folder.mkdir()
+    paths = [write_tar(folder / f"{i}.tar", "a.png") for i in range(2)]
+    assert is_shards(paths[0]) and expand(paths[0]) == paths[:1]
+    assert expand(str(folder / "{0..1}.tar")) == paths
+    (tmp_path / "folder.tar").mkdir()
+    with pytest.raises(UserError, match=r"shards and folders do not mix: .*folder\.tar"):
+        expand(f"{write_tar(tmp_path / '0.tar', 'a.png')}{os.pathsep}{tmp_path / 'folder.tar'}")
+
+
 def test_shards_without_pictures_are_refused(tmp_path: Path) -> None:
     with webdataset.TarWriter(str(tmp_path / "labels.tar")) as writer:
         writer.write({"__key__": "a", "cls": b"0"})

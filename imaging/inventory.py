@@ -1,0 +1,250 @@
+"""What image files hold beside their pixels, item by item, to say what a new file has lost of it."""
+
+import contextlib
+import hashlib
+import io
+import re
+import struct
+import zlib
+from collections.abc import Iterator
+
+import tifffile
+from PIL import ExifTags, Image
+
+from imaging.metadata import PREFIX, blank_xmp_previews, without_previews
+from imaging.pillow_file import webp_chunks
+from imaging.png import XMP_KEYWORD, find_xmp, read_chunks
+
+Inventory = dict[str, str]  # what an item is called, and a digest or text of what it says
+
+PNG_NAMES = {
+    b"iCCP": "colour profile", b"pHYs": "resolution", b"tIME": "time of change", b"gAMA": "gamma",
+    b"cHRM": "primaries", b"sRGB": "sRGB intent", b"sBIT": "significant bits", b"bKGD": "background",
+}  # fmt: skip
+TIFF_STRUCTURE = {
+    254, 255, 256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 317, 320, 322, 323, 324, 325, 338, 339,
+    347, 292, 293, 529, 530, 531, 532, 288, 289, 280, 281,
+}  # fmt: skip
+TIFF_NAMES = {
+    282: "resolution", 283: "resolution", 296: "resolution", 700: "XMP", 33723: "IPTC",
+    34675: "colour profile", 34377: "Photoshop data", 34665: "EXIF", 34853: "GPS position",
+    33550: "GeoTIFF", 33922: "GeoTIFF",
+    34264: "GeoTIFF", 34735: "GeoTIFF", 34736: "GeoTIFF", 34737: "GeoTIFF", 42113: "GDAL no-data value",
+    42112: "GDAL metadata", 330: "smaller copies", 37724: "Photoshop layers",
+}  # fmt: skip
+JPEG_NAMES = (
+    (b"JFIF\0", "resolution"), (b"JFXX\0", "JFIF thumbnail"), (b"Exif\0\0", "EXIF"),
+    (b"http://ns.adobe.com/xap/1.0/\0", "XMP"), (b"http://ns.adobe.com/xmp/extension/\0", "extended XMP"),
+    (b"ICC_PROFILE\0", "colour profile"), (b"Photoshop 3.0\0", "IPTC and Photoshop data"),
+    (b"MPF\0", "index of further pictures"), (b"FPXR\0", "FlashPix data"), (b"FLIR\0", "FLIR data"),
+    (b"Adobe", "Adobe colour transform"), (b"JP", "Content Credentials"),
+)  # fmt: skip
+EXIF_BLOCKS = (0x8769, 0x8825)  # EXIF and GPS
+JP2_STRUCTURE = {b"jP  ", b"ftyp", b"jp2h", b"ihdr", b"colr", b"jp2c", b"bpcc", b"cdef"}
+
+
+UNPARSABLE = (  # what damaged metadata makes parsers raise
+    ValueError, LookupError, TypeError, ArithmeticError, OSError, SyntaxError, struct.error, zlib.error,
+)  # fmt: skip
+
+
+def digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def take_inventory(data: bytes, form: str) -> Inventory:
+    """All that a file says beside its pixels; what cannot be parsed is left out.
+
+    Args:
+        form: Pillow's name of its format.
+    """
+    walk = {
+        "PNG": _png, "JPEG": _jpeg, "MPO": _jpeg, "TIFF": _tiff, "WEBP": _webp, "GIF": _gif, "BMP": _bmp,
+        "JPEG2000": _jpeg2000, "TGA": _tga,
+    }.get(form, _pillow)  # fmt: skip
+    found: Inventory = {}
+    with contextlib.suppress(*UNPARSABLE):
+        for name, content in walk(data):
+            found[name] = content
+    return found
+
+
+def find_losses(before: Inventory, after: Inventory) -> list[str]:
+    """What the first file says and the second does not, or otherwise, in words."""
+    return list(dict.fromkeys(name for name, content in before.items() if after.get(name) != content))
+
+
+def _exif(block: bytes) -> Iterator[tuple[str, str]]:
+    """The tags of an EXIF block; its thumbnail is left out, as it is made anew or dropped with a note."""
+    try:
+        exif = Image.Exif()
+        exif.load(PREFIX + block.removeprefix(PREFIX))
+        tags = sorted((tag, value) for tag, value in exif.items() if tag not in EXIF_BLOCKS)
+        blocks = [sorted(exif.get_ifd(tag).items()) for tag in EXIF_BLOCKS if tag in exif]
+        yield "EXIF", digest(repr([tags, blocks]).encode(errors="surrogateescape"))
+    except UNPARSABLE:
+        yield "EXIF", digest(without_previews(block)[0].removeprefix(PREFIX))
+
+
+def _png(data: bytes) -> Iterator[tuple[str, str]]:
+    chunks, _ = read_chunks(data)
+    for kind, content in chunks:
+        name = kind.decode("latin-1")
+        if kind in (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"):
+            continue
+        if kind in (b"tEXt", b"zTXt", b"iTXt"):
+            keyword = content.split(b"\0", 1)[0]
+            if keyword == XMP_KEYWORD:
+                yield "XMP", digest(find_xmp([(kind, content)]) or b"")
+            else:
+                yield f"text {keyword.decode('latin-1')}", digest(content)
+        elif kind == b"eXIf":
+            yield from _exif(content)
+        elif kind == b"iCCP":
+            yield "colour profile", digest(zlib.decompress(content.split(b"\0", 1)[1][1:]))
+        else:
+            yield PNG_NAMES.get(kind, f"chunk {name}"), digest(content)
+
+
+def jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """The segments of a JPEG file before its first scan: marker and content."""
+    place = 2
+    while place + 4 <= len(data) and data[place] == 0xFF:
+        marker = data[place + 1]
+        if marker == 0xFF:  # a fill byte
+            place += 1
+            continue
+        if marker == 0xDA:
+            return
+        (length,) = struct.unpack_from(">H", data, place + 2)
+        yield marker, data[place + 4 : place + 2 + length]
+        place += 2 + length
+
+
+def _jpeg(data: bytes) -> Iterator[tuple[str, str]]:
+    counts: dict[str, int] = {}
+    profile = b""
+    for marker, content in jpeg_segments(data):
+        if marker == 0xFE:
+            name = "comment"
+        elif marker == 0xDD and len(content) == 2 and content != b"\0\0":
+            name = "restart markers"
+        elif 0xE0 <= marker <= 0xEF:
+            known = [name for start, name in JPEG_NAMES if content.startswith(start)]
+            name = known[0] if known else f"segment APP{marker - 0xE0}"
+        else:
+            continue
+        if name == "EXIF":
+            yield from _exif(content)
+        elif name == "colour profile":
+            profile += content[14:]
+        elif name == "resolution":
+            yield name, str(struct.unpack_from(">BHH", content, 7))
+        else:
+            counts[name] = counts.get(name, 0) + 1
+            numbered = name if counts[name] == 1 else f"{name} ({counts[name]})"
+            yield numbered, digest(blank_xmp_previews(content))
+    if profile:
+        yield "colour profile", digest(profile)
+
+
+def _tiff(data: bytes) -> Iterator[tuple[str, str]]:
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        found: dict[str, str] = {}
+        for tag in file.pages[0].tags:  # type: ignore[union-attr]
+            if tag.code not in TIFF_STRUCTURE:
+                name = TIFF_NAMES.get(tag.code) or ExifTags.TAGS.get(tag.code) or f"tag {tag.code}"
+                found[name] = found.get(name, "") + f"{tag.code} {tag.value!r};"
+        for name, content in found.items():
+            yield name, digest(content.encode(errors="surrogateescape"))
+
+
+def _webp(data: bytes) -> Iterator[tuple[str, str]]:
+    names = {b"ICCP": "colour profile", b"XMP ": "XMP"}
+    for kind, content in webp_chunks(data):
+        if kind == b"EXIF":
+            yield from _exif(content)
+        elif kind not in (b"VP8 ", b"VP8L", b"VP8X", b"ALPH"):
+            yield names.get(kind, f"chunk {kind.decode('latin-1')}"), digest(content)
+
+
+def _gif(data: bytes) -> Iterator[tuple[str, str]]:
+    for number, found in enumerate(re.finditer(rb"\x21\xfe((?:[\x01-\xff][^\0]*?)+)\0", data)):
+        yield f"comment{number or ''}", digest(found[1])
+    for found in re.finditer(rb"\x21\xff\x0b(.{11})", data, re.DOTALL):
+        name = (
+            "XMP" if found[1].startswith(b"XMP Data") else f"extension {found[1].decode('latin-1').strip()}"
+        )
+        if not found[1].startswith(b"NETSCAPE"):
+            yield name, "present"
+    flags = data[10]
+    if data[12]:
+        yield "pixel aspect", str(data[12])
+    first = 13 + (3 * 2 ** ((flags & 7) + 1) if flags & 128 else 0)
+    while first < len(data) and data[first] == 0x21:
+        first += 2
+        while data[first]:
+            first += data[first] + 1
+        first += 1
+    yield "interlacing", str(bool(data[first + 9] & 64))
+
+
+def _bmp(data: bytes) -> Iterator[tuple[str, str]]:
+    (size,) = struct.unpack_from("<I", data, 14)
+    if size < 40:
+        yield "OS/2 header", "present"
+        return
+    bits, compression, _, across, down = struct.unpack_from("<HIIii", data, 28)
+    yield f"{bits} bits a pixel", str(bits)
+    if across or down:
+        yield "resolution", f"{across} {down}"
+    if compression in (1, 2):
+        yield "run-length compression", str(compression)
+    if size >= 124 and struct.unpack_from("<I", data, 14 + 56)[0] in (0x4C494E4B, 0x4D424544):
+        offset, length = struct.unpack_from("<II", data, 14 + 112)
+        yield "colour profile", digest(data[14 + offset : 14 + offset + length])
+
+
+def _jpeg2000(data: bytes) -> Iterator[tuple[str, str]]:
+    yield "container", "JP2" if data[4:8] == b"jP  " else "codestream"
+    if data[4:8] == b"jP  ":
+        yield from _boxes(data, 0, len(data))
+
+
+def _boxes(data: bytes, place: int, stop: int) -> Iterator[tuple[str, str]]:
+    while place + 8 <= stop:
+        length, kind = struct.unpack_from(">I4s", data, place)
+        start = place + 8
+        if length == 1:
+            (length,) = struct.unpack_from(">Q", data, start)
+            start += 8
+        end = place + length if length else stop
+        if kind == b"jp2h":
+            yield from _boxes(data, start, end)
+        elif kind == b"colr" and data[start] == 2:
+            yield "colour profile", digest(data[start + 3 : end])
+        elif kind not in JP2_STRUCTURE:
+            name = {b"res ": "resolution", b"xml ": "XML", b"uuid": "XMP or other UUID data"}.get(kind)
+            yield name or f"box {kind.decode('latin-1').strip()}", digest(data[start:end])
+        if end <= place:
+            return
+        place = end
+
+
+def _tga(data: bytes) -> Iterator[tuple[str, str]]:
+    yield f"{data[16]} bits a pixel", str(data[16])
+    if data[0]:
+        yield "image ID", digest(data[18 : 18 + data[0]])
+    if data[-18:].startswith(b"TRUEVISION-XFILE"):
+        yield "TGA footer", digest(data[-26:-18])
+
+
+def _pillow(data: bytes) -> Iterator[tuple[str, str]]:
+    names = {"icc_profile": "colour profile", "dpi": "resolution", "exif": "EXIF", "xmp": "XMP"}
+    with Image.open(io.BytesIO(data)) as image:
+        for name, value in image.info.items():
+            if name == "exif" and isinstance(value, bytes):
+                yield from _exif(value)
+            else:
+                text = str(name)
+                yield names.get(text, text.replace("_", " ")), digest(repr(value).encode())
