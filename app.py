@@ -1,26 +1,26 @@
 """Inpaint in the browser: open a picture, paint over what should go, compare, download the result."""
 
 import argparse
+import multiprocessing.util
 import os
+import shutil
 import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Callable
+import threading
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from cli import OneLineParser, UserError, one_line
-from page import CSS, Networks, build_page
+from page import CSS, Limits, Networks, build_page, warm_up
+from sessions import Sessions
 
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica", "Arial", "sans-serif"]
 LOOPBACK = (None, "", "localhost", "127.0.0.1", "::1")
-POLICY = (  # for browsers: nothing comes from, or goes to, another host
-    "default-src 'self' 'unsafe-inline' 'unsafe-eval' blob: data:; frame-ancestors 'self'; form-action 'self'"
-)
+STOP_SECONDS = 2  # for open connections, when the server is told to stop
+END_SECONDS = 6  # after which it ends, whatever still runs
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -34,18 +34,24 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
                         help="of train.py, to choose beside those that come along; repeatable")  # fmt: skip
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cuda, cuda:1, mps or cpu")
     parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="0.0.0.0 for other machines")
+    parser.add_argument("--allow_host", action="append", default=[], metavar="NAME",
+                        help="of this machine, as browsers may call it; repeatable")  # fmt: skip
     parser.add_argument("--port", type=int, default=7860, metavar="N", help="0 for any that is free")
     parser.add_argument(
         "--max_memory", type=float, default=2.0, metavar="GIB", help="that filling should need"
     )
     parser.add_argument("--max_upload", type=int, default=64, metavar="MIB", help="of a file")
     parser.add_argument("--max_megapixels", type=float, default=50.0, metavar="MP", help="of a picture")
+    parser.add_argument(
+        "--max_seconds", type=float, default=30.0, metavar="S", help="that reading a picture may take"
+    )
     args = parser.parse_args(argv)
     if not 0 <= args.port < 65536:
         raise UserError(f"--port: must be from 0 to 65535, got {args.port}")
-    for name in ("max_memory", "max_upload", "max_megapixels"):
-        if getattr(args, name) <= 0:
-            raise UserError(f"--{name}: must be above 0, got {getattr(args, name):g}")
+    for name in ("max_memory", "max_upload", "max_megapixels", "max_seconds"):
+        value = getattr(args, name)
+        if not 0 < value < 1e6:  # neither is nan, nor infinity
+            raise UserError(f"--{name}: must be above 0 and below a million, got {value:g}")
     return args
 
 
@@ -93,35 +99,68 @@ def listen(host: str, port: int) -> socket.socket:
         raise UserError(f"--host, --port: cannot listen at {host}:{port}: {error.strerror}") from None
 
 
+def host_names(args: argparse.Namespace) -> set[str]:
+    """What browsers may call this machine; the address that a connection was made to is always among it."""
+    names = {"localhost", "127.0.0.1", "::1", socket.gethostname(), args.host, *args.allow_host}
+    return {name.lower().strip("[]") for name in names}
+
+
 def serve(args: argparse.Namespace, networks: Networks, listener: socket.socket, folder: str) -> None:
     """Serve the page, writing to `folder` only, until the process is told to stop."""
+    warm_up()  # whose own folder outlives this one
     tempfile.tempdir = folder
-    os.environ |= dict.fromkeys(("GRADIO_TEMP_DIR", "MPLCONFIGDIR"), folder)
+    os.environ |= {"GRADIO_TEMP_DIR": f"{folder}/page", "MPLCONFIGDIR": folder}
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}
-    Image.MAX_IMAGE_PIXELS = int(args.max_megapixels * 1e6)  # above it, Picture reads no file
     import gradio as gr  # which looks at all of these
     import uvicorn
-    from fastapi import FastAPI, Request, Response
+    from fastapi import FastAPI
 
-    app = FastAPI()
+    from guard import Guard, ImpatientProtocol
 
-    @app.middleware("http")
-    async def guard(request: Request, proceed: Callable[..., Any]) -> Response:
-        response = await proceed(request)
-        response.headers["Content-Security-Policy"] = POLICY
-        return response
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: Any) -> None:
+            """Stop, and if something that hangs prevents it, end."""
+            timer = threading.Timer(END_SECONDS, end_now, (128 + sig, folder))
+            timer.daemon = True
+            timer.start()
+            super().handle_exit(sig, frame)
 
-    page = build_page(networks).queue(max_size=100)
+    sessions = Sessions(Path(folder, "page"))
+    page = build_page(networks, sessions, Limits(args.max_megapixels, args.max_seconds)).queue(max_size=100)
     theme = gr.themes.Soft(font=FONTS, font_mono=["ui-monospace", "monospace"])
     theme.set(block_title_background_fill="none", block_title_padding="0")
-    gr.mount_gradio_app(
-        app, page, path="/", theme=theme, css=CSS, max_file_size=args.max_upload * 2**20,
-        footer_links=[], run_history=False, ssr_mode=False, pwa=False, mcp_server=False,
+    app = gr.mount_gradio_app(
+        FastAPI(openapi_url=None), page, path="/", theme=theme, css=CSS,
+        max_file_size=args.max_upload * 2**20, footer_links=[], run_history=False, ssr_mode=False, pwa=False,
+        mcp_server=False, show_error=False,
     )  # fmt: skip
+    page.has_launched = True  # without it, gradio does not check which files it is told to read
+    guard = Guard(
+        app,
+        sessions,
+        names=host_names(args),
+        functions={
+            number: [block.get_block_name() for block in function.inputs]
+            for number, function in page.fns.items()
+        },
+        public={os.path.realpath(path) for path in Path(folder, "page").rglob("*") if path.is_file()},
+        max_upload=args.max_upload * 2**20,
+    )
     sys.addaudithook(stay_here)
     host, port = listener.getsockname()[:2]
-    print(f"http://{host}:{port}", flush=True)
-    uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])
+    print(f"http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
+    config = uvicorn.Config(
+        guard, log_level="warning", http=ImpatientProtocol, ws="none", proxy_headers=False,
+        server_header=False, limit_concurrency=256, timeout_graceful_shutdown=STOP_SECONDS,
+    )  # fmt: skip
+    Server(config).run(sockets=[listener])
+
+
+def end_now(status: int, folder: str) -> None:
+    """End this process without waiting for its threads, and remove what it wrote."""
+    for each in (folder, multiprocessing.util.get_temp_dir()):
+        shutil.rmtree(each, ignore_errors=True)
+    os._exit(status)
 
 
 def main(argv: list[str] | None = None) -> int:

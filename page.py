@@ -2,9 +2,13 @@
 
 import dataclasses
 import itertools
+import multiprocessing
 import re
-import tempfile
+import shutil
+import struct
+import zlib
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +17,11 @@ import numpy as np
 from PIL import Image
 
 from cli import UserError, one_line
-from fill import FillSettings, Job, fill_job, open_job
+from fill import FillSettings, Job, Source, fill_job, open_job, targets_of
 from gallery import viridis
-from masks import doctor, read_hole
-from pictures import LOSSY, Picture
+from imaging.image_file import ImageFile, read_colors
+from imaging.mask_file import doctor, read_hole
+from sessions import Session, Sessions
 
 if TYPE_CHECKING:  # slow to import
     from gradio import Blocks
@@ -25,6 +30,7 @@ if TYPE_CHECKING:  # slow to import
 
 PREVIEW = (512, 1280)  # pixels of the longer side of the copy that is shown and painted on: least and most
 TINT = (230, 40, 90)  # of what is to be filled
+MAX_GROW = 32  # pixels, of the marked area and of its edge
 EXAMPLES = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")  # come with scikit-image
 CAPTIONS = {
     "structure": "Structure S",
@@ -48,9 +54,9 @@ CSS = """
 Networks = dict[str, tuple["Inpainter", tuple[float, float]]]  # by name; with the shares trained on
 
 
-def preview(picture: Picture, colors: np.ndarray, missing: np.ndarray | None = None) -> Image.Image:
-    """`colors` of a picture as a browser can show them, over white where transparent, `missing` tinted."""
-    height, width = colors.shape[:2]
+def preview(picture: ImageFile, missing: np.ndarray | None = None) -> Image.Image:
+    """A picture as a browser can show it, over white where transparent, `missing` (H, W) bool tinted."""
+    height, width = picture.shape
     side = max(height, width)
     scale = min(max(side, PREVIEW[0]), PREVIEW[1]) / side
     size = max(1, round(width * scale)), max(1, round(height * scale))
@@ -59,26 +65,120 @@ def preview(picture: Picture, colors: np.ndarray, missing: np.ndarray | None = N
     def resized(pixels: np.ndarray) -> np.ndarray:
         return np.atleast_3d(cv2.resize(pixels, size, interpolation=kind))
 
+    colors = picture.colors()
     scaled: np.ndarray = resized(colors).astype(np.float32)
     if colors.dtype.kind == "u":
         scaled /= np.iinfo(colors.dtype).max
     shown: np.ndarray = np.broadcast_to(scaled, (size[1], size[0], 3))
-    if picture.alpha is not None:
-        shown = 1 + resized(picture.alpha) * (shown - 1)
+    opacity = picture.alpha
+    if opacity is not None:
+        shown = 1 + resized(opacity) * (shown - 1)
     if missing is not None:
         weight = 0.6 * resized(missing.astype(np.float32))
         shown = shown + weight * (np.array(TINT, np.float32) / 255 - shown)
-    image = Image.fromarray((shown * 255).round().astype(np.uint8))
-    if picture.image.mode in ("RGB", "RGBA") and "icc_profile" in picture.image.info:
-        image.info["icc_profile"] = picture.image.info["icc_profile"]
+    image = Image.fromarray((shown.clip(0, 1) * 255).round().astype(np.uint8))
+    if picture.raster.space == "rgb" and picture.icc:
+        image.info["icc_profile"] = picture.icc
     return image
 
 
-def strokes_of(editor: dict[str, Any] | None) -> np.ndarray | None:
-    """The opacity (h, w) uint8 of all that was painted in the editor; None if nothing was."""
-    layers = [layer[:, :, 3] for layer in (editor or {}).get("layers", [])]
-    painted = np.maximum.reduce(layers) if layers else None
+def strokes_of(layers: list[np.ndarray]) -> np.ndarray | None:
+    """The opacity (h, w) uint8 of all layers (h, w, 4) painted in the editor; None if nothing was painted."""
+    painted = np.maximum.reduce([layer[:, :, 3] for layer in layers]) if layers else None
     return painted if painted is not None and painted.any() else None
+
+
+def read_layers(canvas: Any, session: Session) -> list[np.ndarray]:
+    """The layers (h, w, 4) uint8 that the editor has uploaded.
+
+    Raises:
+        UserError: if they are not PNG files of this session, of one size that the editor can have.
+    """
+    layers = []
+    for file in (canvas or {}).get("layers") or []:
+        path = session.open(file)
+        try:
+            with Image.open(path or "", formats=["PNG"]) as image:
+                if max(image.size) > 2 * PREVIEW[1]:
+                    raise ValueError("too large")
+                layers.append(np.asarray(image.convert("RGBA")))
+        except (OSError, SyntaxError, ValueError, struct.error, zlib.error, Image.DecompressionBombError):
+            raise UserError("what was painted cannot be read: reload the page") from None
+    if len({layer.shape for layer in layers}) > 1:
+        raise UserError("what was painted cannot be read: reload the page")
+    return layers
+
+
+def decode(path: str, is_mask: bool, max_megapixels: float, answer: Connection) -> None:
+    """Read a picture or mask, in a process of its own, and answer why it cannot be read, or ""."""
+    try:
+        if is_mask:
+            read_colors(Path(path), max_megapixels)
+        else:
+            ImageFile(Path(path), max_megapixels)
+    except UserError as error:
+        answer.send(one_line(error))
+    else:
+        answer.send("")
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What an uploaded picture may cost: pixels, by its header, in millions, and seconds until it is read."""
+
+    max_megapixels: float = 50.0
+    max_seconds: float = 30.0
+
+    def check(self, path: Path | None, session: Session, is_mask: bool = False) -> str | None:
+        """Decode a file once in a process that can be stopped, before it is decoded here; returns its path.
+
+        Raises:
+            UserError: if it cannot be read, is too large, or takes too long.
+        """
+        if path is None or (str(path), is_mask) in session.checked:
+            return None if path is None else str(path)
+        methods = multiprocessing.get_all_start_methods()
+        context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+        answer, end = context.Pipe(duplex=False)
+        process = context.Process(
+            target=decode, args=(str(path), is_mask, self.max_megapixels, end), daemon=True
+        )
+        process.start()
+        end.close()
+        try:
+            if not answer.poll(self.max_seconds):
+                raise UserError(f"takes more than {self.max_seconds:g} seconds to read: {path}")
+            message = answer.recv()
+        except EOFError:
+            raise UserError(f"not a readable image: {path} (its decoder crashed)") from None
+        finally:
+            process.kill()
+            process.join()
+            answer.close()
+        if message:
+            raise UserError(message)
+        session.checked.add((str(path), is_mask))
+        return str(path)
+
+
+def warm_up() -> None:
+    """Start what the processes of `decode` are forked from, so that the first upload need not wait for it."""
+    if "forkserver" in multiprocessing.get_all_start_methods():
+        from multiprocessing import forkserver
+
+        multiprocessing.set_forkserver_preload(["page"])
+        forkserver.ensure_running()
+
+
+def whole_number(value: Any, what: str) -> int:
+    """A number of pixels that a slider says.
+
+    Raises:
+        UserError: if it is none, or none that the slider can be moved to.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MAX_GROW:
+        raise UserError(f"{what} must be from 0 to {MAX_GROW} pixels")
+    return int(value)
 
 
 def open_request(
@@ -98,14 +198,14 @@ def open_request(
     if not mask and strokes is None:
         raise UserError("nothing is marked: paint over what should go, or load a mask")
     file = Path(picture)
-    name = Path(f"{file.stem}_filled{file.suffix}")
     how = FillSettings(picture, folder, mask or "", **settings)
-    job = open_job(how, file, Path(mask) if mask else None, name, strokes)
+    source = Source(file, Path(mask) if mask else None, Path(f"{file.stem}_filled{file.suffix}"))
+    job = open_job(how, source, targets_of(how, [source]), strokes)
     assert job is not None  # which it is only where existing results are left
     if not job.missing.any():
         raise UserError("nothing is marked: the mask is black, or the strokes are finer than a pixel")
-    exact = how.lossless or job.picture.format not in LOSSY
-    return dataclasses.replace(how, verify=exact and job.picture.colors.dtype.kind == "u"), job
+    exact = not job.picture.lossy or job.picture.becomes_png(how.lossless)
+    return dataclasses.replace(how, verify=exact), job
 
 
 def explain(inpainter: "Inpainter", job: Job) -> list[tuple[np.ndarray, str]]:
@@ -118,7 +218,7 @@ def explain(inpainter: "Inpainter", job: Job) -> list[tuple[np.ndarray, str]]:
     network = inpainter.network
     assert isinstance(network, InpaintingNetwork)  # the page offers checkpoints alone
 
-    image, mask = (each.to(inpainter.device) for each in small_copy(job.picture.colors, job.missing))
+    image, mask = (each.to(inpainter.device) for each in small_copy(job.picture.colors(), job.missing))
     with torch.inference_mode():
         outputs = network(image, mask, return_attention=True)
         heatmaps = attention_heatmaps(network, outputs, mask)
@@ -134,7 +234,7 @@ def plain(message: str, *files: str | None) -> str:
     """A message of the command line for the page: a sentence, without flags or the server's folders."""
     for file in filter(None, files):
         message = message.replace(file, Path(file).name)
-    message = message.replace("(--lossless:", "(Options:")
+    message = message.replace("(--lossless:", "(Options:").replace("--max_megapixels", "the limit of")
     message = re.sub(r"^--\w+: | ?\(--\w[^)]*\)", "", message)
     return message[:1].upper() + message[1:] + "." * (message[-1:] not in ".?!")
 
@@ -148,8 +248,12 @@ def report_runs(inpainter: "Inpainter", missing: np.ndarray, progress: Callable[
     inpainter.after_run = lambda: progress((next(done), count), desc="Filling", unit="tiles")
 
 
-def build_page(networks: Networks) -> "Blocks":
-    """The page, and what its controls call."""
+def build_page(networks: Networks, sessions: Sessions, limits: Limits) -> "Blocks":
+    """The page, and what its controls call.
+
+    gradio hands on what the browser has sent, unread (`preprocess=False`); each file is looked up among those
+    of the session that asks.
+    """
     import gradio as gr
     from skimage import data
 
@@ -157,68 +261,117 @@ def build_page(networks: Networks) -> "Blocks":
     hidden = gr.update(visible=False)
     no_result = [gr.update(value=None), "", hidden, hidden, gr.update(value=None, visible=False)]
 
-    def show(picture: str | None, mask: str | None) -> list[Any]:
+    def shown(image: Image.Image, session: Session) -> str:
+        """The file of an image to show in the page."""
+        path = session.new_path("image.png")
+        image.save(path)
+        return session.add(path)
+
+    def opened(file: Any, session: Session, is_mask: bool = False) -> str | None:
+        """The path of a picture or mask that this session has uploaded, and that can be read in time."""
+        return limits.check(session.open(file), session, is_mask)
+
+    def complaint(error: UserError, *files: Any) -> str:
+        """What the page says of a mistake."""
+        paths = [file.get("path") for file in files if isinstance(file, dict)]
+        return plain(one_line(error), *(path for path in paths if isinstance(path, str)))
+
+    def choose(index: Any, request: gr.Request) -> str:
+        """Open one of the examples, by its number: a copy of it in the session's folder."""
+        if type(index) is not int or not 0 <= index < len(samples):
+            raise gr.Error("There is no such example.", print_exception=False)
+        try:
+            session = sessions.named(request.session_hash)
+        except UserError as error:
+            raise gr.Error(complaint(error), print_exception=False) from None
+        return session.add(Path(shutil.copyfile(samples[index], session.new_path(EXAMPLES[index]))))
+
+    def show(picture: Any, mask: Any, request: gr.Request) -> list[Any]:
         """Show a picture to be painted on, and forget the last one's result."""
         if not picture:
             return [hidden, gr.update(value=None), "", *no_result]
         try:
-            opened = Picture(Path(picture))
-            height, width = opened.colors.shape[:2]
-            hole = read_hole(Path(mask), (height, width)) if mask else None
+            session = sessions.named(request.session_hash)
+            image_file, mask_file = opened(picture, session), opened(mask, session, is_mask=True)
+            image = ImageFile(Path(str(image_file)))
+            height, width = image.shape
+            hole = read_hole(Path(mask_file), (height, width)) if mask_file else None
         except UserError as error:
-            message = plain(one_line(error), picture, mask)
-            gr.Warning(message)
+            gr.Warning(complaint(error, picture, mask))
             return [hidden, gr.update(value=None), "", *no_result]
-        notes = [f"{width} × {height} pixels, {opened.format}", *opened.notes, *(hole.notes if hole else [])]
-        image = preview(opened, opened.colors, hole.missing if hole else None)
-        canvas = {"background": image, "layers": [], "composite": None}
-        said = " ".join(plain(note, picture, mask) for note in notes)
+        notes = [f"{width} × {height} pixels, {image.format}", *image.notes, *(hole.notes if hole else [])]
+        copy = shown(preview(image, hole.missing if hole else None), session)
+        canvas: dict[str, Any] = {"background": copy, "layers": [], "composite": None}
+        said = " ".join(plain(note, image_file, mask_file) for note in notes)
         return [gr.update(visible=True), canvas, said, *no_result]
 
     def fill(
-        picture: str | None,
-        mask: str | None,
-        canvas: dict[str, Any] | None,
-        name: str,
-        dilate: int,
-        feather: int,
-        lossless: bool,
+        picture: Any,
+        mask: Any,
+        canvas: Any,
+        name: Any,
+        dilate: Any,
+        feather: Any,
+        lossless: Any,
+        request: gr.Request,
         progress: Any = gr.Progress(),  # noqa: B008 (gradio looks for it there)
     ) -> list[Any]:
         """Fill the hole; the file to download has the format, and every other pixel, of the picture."""
         progress(0, desc="Reading")
-        inpainter, trained = networks[name]
-        options = {"dilate": int(dilate), "feather": int(feather), "lossless": lossless}
         try:
-            how, job = open_request(picture, mask, strokes_of(canvas), tempfile.mkdtemp(), **options)
+            session, inpainter, trained, image_file, mask_file, strokes = asked_for(
+                picture, mask, canvas, name, request
+            )
+            how, job = open_request(
+                image_file, mask_file, strokes, str(session.new_path("result")),
+                dilate=whole_number(dilate, "the grown area"), feather=whole_number(feather, "the soft edge"),
+                lossless=lossless is True,
+            )  # fmt: skip
             report_runs(inpainter, job.missing, progress)
-            done = fill_job(inpainter, how, trained, job)
+            before = preview(job.picture)
+            proof = fill_job(inpainter, how, job)
+            after = preview(ImageFile(job.target_file))
         except UserError as error:
-            raise gr.Error(plain(one_line(error), picture, mask), print_exception=False) from None
+            raise gr.Error(complaint(error, picture, mask), print_exception=False) from None
         height, width = job.missing.shape
         notes = [f"{job.missing.mean():.1%} of {width} × {height} pixels filled"]
-        notes += ["every other pixel is identical"] * how.verify
+        notes += [proof.replace("the others are identical", "every other pixel is identical")] * bool(proof)
         notes += [*job.notes, *doctor(job.missing, trained)]
+        target = session.add(job.target_file)
         return [
-            (preview(job.picture, done.before), preview(job.picture, done.after)),
-            " ".join(plain(note, picture, mask) for note in notes),
-            gr.update(value=str(job.target_file), label=f"Download {job.target_file.name}", visible=True),
+            (shown(before, session), shown(after, session)),
+            " ".join(plain(note, image_file, mask_file) for note in notes),
+            gr.update(value=target, label=f"Download {job.target_file.name}", visible=True),
             gr.update(visible=True),
             gr.update(value=None, visible=False),
         ]
 
+    def asked_for(picture: Any, mask: Any, canvas: Any, name: Any, request: gr.Request) -> tuple[Any, ...]:
+        """What `fill` and `explain_fill` need: session, network, its training shares, files, strokes."""
+        session = sessions.named(request.session_hash)
+        if not isinstance(name, str) or name not in networks:
+            raise UserError("there is no such checkpoint")
+        files = opened(picture, session), opened(mask, session, is_mask=True)
+        return session, *networks[name], *files, strokes_of(read_layers(canvas, session))
+
     def explain_fill(
-        picture: str | None, mask: str | None, canvas: dict[str, Any] | None, name: str, dilate: int
+        picture: Any, mask: Any, canvas: Any, name: Any, dilate: Any, request: gr.Request
     ) -> Any:
         """Show the stages of a completion, on a copy of at most 512 pixels a side."""
         try:
-            strokes, folder = strokes_of(canvas), tempfile.gettempdir()
-            _, job = open_request(picture, mask, strokes, folder, dilate=int(dilate))
+            session, inpainter, _, image_file, mask_file, strokes = asked_for(
+                picture, mask, canvas, name, request
+            )
+            grown = whole_number(dilate, "the grown area")
+            _, job = open_request(image_file, mask_file, strokes, str(session.folder), dilate=grown)
         except UserError as error:
-            raise gr.Error(plain(one_line(error), picture, mask), print_exception=False) from None
-        return gr.update(value=explain(networks[name][0], job), visible=True)
+            raise gr.Error(complaint(error, picture, mask), print_exception=False) from None
+        stages = [
+            (shown(Image.fromarray(pixels), session), caption) for pixels, caption in explain(inpainter, job)
+        ]
+        return gr.update(value=stages, visible=True)
 
-    with gr.Blocks(title="Inpaint", analytics_enabled=False, delete_cache=(3600, 86400)) as page:
+    with gr.Blocks(title="Inpaint", analytics_enabled=False) as page:
 
         def step(number: int, text: str) -> None:
             gr.Markdown(f"### <b>{number}</b>{text}", elem_classes="step")
@@ -253,8 +406,8 @@ def build_page(networks: Networks) -> "Blocks":
                 with gr.Accordion("Options", open=False):
                     mask = gr.File(label="Mask file: white is filled", height=110, elem_id="mask")
                     checkpoint = gr.Dropdown(list(networks), value=next(iter(networks)), label="Checkpoint")
-                    dilate = gr.Slider(0, 32, 0, step=1, label="Grow the marked area, pixels")
-                    feather = gr.Slider(0, 32, 0, step=1, label="Soften its edge, pixels")
+                    dilate = gr.Slider(0, MAX_GROW, 0, step=1, label="Grow the marked area, pixels")
+                    feather = gr.Slider(0, MAX_GROW, 0, step=1, label="Soften its edge, pixels")
                     lossless = gr.Checkbox(label="Write JPEG and AVIF as PNG, which keeps every other pixel")
             with gr.Column():
                 step(3, "Compare and download")
@@ -276,11 +429,20 @@ def build_page(networks: Networks) -> "Blocks":
         asked = [picture, mask, canvas, checkpoint, dilate]
         result = [slider, notes, download, why, stages]
         network: Any = {"concurrency_limit": 1, "concurrency_id": "network"}
-        files = [picture, mask]
-        gr.on([picture.change, mask.change], show, files, [work, canvas, info, *result], api_name="show")
-        examples.click(lambda index: samples[index], examples, picture, api_visibility="private")
-        button.click(
-            fill, [*asked, feather, lossless], result, show_progress_on=slider, api_name="fill", **network
+        own: Any = {"preprocess": False, "api_visibility": "private"}
+        changes, files = [picture.change, mask.change], [picture, mask]
+        gr.on(
+            changes, show, files, [work, canvas, info, *result], api_name="show", concurrency_limit=2, **own
         )
-        why.click(explain_fill, asked, stages, api_name="explain", **network)
+        examples.click(choose, examples, picture, api_name="choose", **own)
+        button.click(
+            fill,
+            [*asked, feather, lossless],
+            result,
+            show_progress_on=slider,
+            api_name="fill",
+            **network,
+            **own,
+        )
+        why.click(explain_fill, asked, stages, api_name="explain", **network, **own)
     return page
