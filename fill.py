@@ -239,7 +239,7 @@ def list_files(settings: FillSettings) -> list[Source]:
     doubled = Counter(names)
     sources = []
     for path, relative, name in zip(images, relatives, names, strict=True):
-        mask: Path | None = mask_root if settings.mask_path and not masks else by_name.get(name)
+        mask: Path | None = mask_root if mask_root.is_file() else by_name.get(name)
         if mask is None and by_name.get(path.stem) not in owned:
             mask = by_name.get(path.stem)
         sources.append(Source(path, mask, relative, doubled[name] > 1))
@@ -291,6 +291,8 @@ def open_job(
         )
     targets.refuse(target_file, source.image_file, settings.overwrite)
     if settings.gt_path:
+        if target_file.name in REPORT_FILES:
+            raise UserError(f"--gt_path: scores are written to {target_file}, too: rename the image")
         for name in REPORT_FILES:
             targets.refuse(Path(settings.save_dir) / name, source.image_file, settings.overwrite)
     truth = read_named(Path(settings.gt_path), "--gt_path").colors() if settings.gt_path else None

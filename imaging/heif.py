@@ -57,8 +57,6 @@ class HeifFile:
             said = orientation_of(cleaned)
             self.exif = cleaned if said == 1 else PREFIX + with_orientation(cleaned, 1)
             self.notes += [note] * bool(note)
-        if self.depth > 10:
-            self.notes.append(f"HEIF of {self.depth} bits is written with 12")
 
     @property
     def icc(self) -> bytes | None:

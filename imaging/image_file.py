@@ -349,9 +349,9 @@ def read_colors(source: Path | BinaryIO, max_megapixels: float = 0) -> tuple[np.
         if max_megapixels:
             refuse_large(data, form, max_megapixels)
         try:
-            raster = open_container(data, form).raster
+            raster = (TiffImage(data, first=True) if form == "TIFF" else open_container(data, form)).raster
         except (UserError, NotImplementedError) as error:
-            if str(error) == RAW_ERROR or form == "HEIF":
+            if str(error) == RAW_ERROR or form in ("HEIF", "TIFF"):
                 raise
             raster = _first_picture(data)
         if 0 in raster.shape:

@@ -35,6 +35,7 @@ from imaging.jpeg_segments import (
     Frame,
     Segment,
     clean_xmp,
+    is_cut_preview,
     is_ycbcr,
     photoshop_resources,
     read_frame,
@@ -345,6 +346,7 @@ class JpegFile:
         """All segments, with the thumbnails in them made anew and what no longer holds left out."""
         dropped = self._drop_rest()
         result: list[Segment] = []
+        split: set[tuple[int, bytes]] = set()  # marker and start of segments that hold parts of a preview
 
         @functools.cache
         def picture() -> Image.Image:
@@ -365,6 +367,13 @@ class JpegFile:
                 content = self._exif(content, picture)
             elif segment.describes and not content.startswith((XMP, EXTENDED_XMP)):
                 content = self._previews(content, picture)
+                kind = (segment.marker, content[:4])
+                if kind in split or is_cut_preview(content):
+                    split.add(kind)
+                    self._note("a preview in several segments was not kept, as it shows what was removed")
+                    continue
+                if content.startswith(b"FLIR\0"):
+                    self._note("the thermal picture (FLIR) was kept, and may still show what was removed")
             if segment.starts(0xE0, b"JFXX\0") and content == segment.content:
                 self._note("the JFIF thumbnail was not kept, as it shows what was removed")
                 continue

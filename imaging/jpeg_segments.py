@@ -179,6 +179,12 @@ def renew_previews(content: bytes, picture: Callable[[], Image.Image]) -> tuple[
     return bytes(result), dropped
 
 
+def is_cut_preview(content: bytes) -> bool:
+    """Whether a segment holds the beginning of a JPEG that goes on in another segment."""
+    start = content.find(b"\xff\xd8\xff")
+    return start >= 0 and len(content) > 32_000 and b"\xff\xd9" not in content[start:]
+
+
 def decode_preview(data: bytes) -> Image.Image | None:
     try:
         with warnings.catch_warnings():

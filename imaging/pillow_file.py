@@ -169,10 +169,25 @@ def refuse_depths(data: bytes, form: str) -> None:
             raise NotImplementedError("JPEG 2000 of subsampled channels cannot be written back")
         if {part[0] for part in parts} not in ({7}, {15}) or (parts[0][0] == 15 and count > 1) or count > 4:
             raise NotImplementedError("JPEG 2000 of this depth cannot be written back")
+    elif form == "PPM":
+        refuse_more_pixmaps(data)
     elif form == "SGI" and data[3:4] != b"\1":
         raise NotImplementedError("SGI of 16 bits cannot be written back")
     elif form == "PCX" and data[2:3] == b"\0":
         raise NotImplementedError("PCX without compression cannot be written back")
+
+
+def refuse_more_pixmaps(data: bytes) -> None:
+    """Raise if a binary PBM, PGM or PPM is followed by another; each would have to be filled."""
+    space = rb"(?:\s|#[^\n]*\n)+"
+    levels = b"" if data.startswith(b"P4") else space + rb"(\d+)"
+    header = re.match(rb"(P[4-6])" + space + rb"(\d+)" + space + rb"(\d+)" + levels + rb"\s", data)
+    if header is None:
+        return
+    width, height, *highest = (int(number) for number in header.groups()[1:])
+    row = {b"P4": (width + 7) // 8, b"P5": width, b"P6": 3 * width}[header[1]] * (1 + (highest > [255]))
+    if re.match(rb"\s*P[1-6]\s", data[header.end() + row * height :]):
+        raise NotImplementedError("holds several pictures, and only single ones can be filled")
 
 
 def webp_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -281,6 +296,7 @@ class PortableFile:
 
     def __init__(self, data: bytes) -> None:
         self.data, self.notes = data, list[str]()
+        refuse_more_pixmaps(data)
         header = self.HEADER.match(data)
         assert header is not None  # or it would not have been chosen
         width, height, highest = (int(number) for number in header.groups()[1:])

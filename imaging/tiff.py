@@ -50,6 +50,7 @@ class TiffImage:
 
     Args:
         data: the file.
+        first: of several pictures, take the first; for looking at it alone.
 
     Raises:
         UserError: if it is a raw file, holds several pictures, or is of a kind that cannot be written back.
@@ -59,7 +60,7 @@ class TiffImage:
     exact = True
     how = ""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, first: bool = False) -> None:
         self.notes: list[str] = []
         self.structure = Structure(data)
         self.main = self.structure.directory(self.structure.first)
@@ -68,7 +69,8 @@ class TiffImage:
         self.inner = self.structure.inner([self.main, *self.pages])
         self.inner += self.structure.inner(self.inner)
         self._refuse_raw()
-        self._refuse_several()
+        if not first:
+            self._refuse_several()
         self.page = self._open(io.BytesIO(data))
         self._refuse_unwritable()
         self.recoded = self.page.compression not in ENCODED or self.page.predictor not in (1, 2, 3)
@@ -133,6 +135,8 @@ class TiffImage:
             reason = f"samples of {bits} bits and format {int(kind)}"
         elif page.imagedepth > 1 or page.tiledepth > 1:
             reason = "volumes"
+        elif compression == 32773 and self.structure.number(self.main, 317, 1) != 1:
+            reason = "PackBits with a predictor, which libraries read differently,"
         elif not space:
             reason = f"pictures of photometric interpretation {photometric}"
         elif page.samplesperpixel < colors:
@@ -211,8 +215,6 @@ class TiffImage:
         extra = (*(int(kind) for kind in page.extrasamples), *unspecified)[: channels - colors]
         known = [i for i, kind in enumerate(extra) if kind in (1, 2)]
         alpha = colors + known[0] if known else None
-        if extra == (0,) and space in ("grey", "rgb"):
-            alpha = colors
         orientation = self.structure.number(self.main, 274, 0)
         xmp = self.page.tags.get(700)
         if not orientation and xmp is not None and isinstance(xmp.value, bytes):

@@ -181,6 +181,27 @@ def test_whatever_a_decoder_raises_is_an_unreadable_file(
     assert len(UncachedPixels(files, 16, IMAGES, "x").unreadable) == 6
 
 
+@pytest.mark.parametrize("kind", ["uint16", "float32", "white is 0"])
+def test_the_first_of_several_pages_is_read_as_a_single_one(kind: str, tmp_path: Path) -> None:
+    grey = np.asarray(Image.fromarray(photograph(20, 30)).convert("L"))
+    page = (grey / 255).astype(np.float32) if kind == "float32" else grey.astype(np.uint16) * 257
+    photometric = "miniswhite" if kind == "white is 0" else "minisblack"
+    page = 65535 - page if kind == "white is 0" else page
+    for i in range(2):
+        tifffile.imwrite(tmp_path / "pages.tif", page, photometric=photometric, append=i > 0, metadata=None)
+    read = read_image(tmp_path / "pages.tif").astype(int)
+    assert np.abs(read - grey[:, :, None]).max() <= 1
+
+
+def test_a_channel_of_unknown_meaning_is_no_opacity(tmp_path: Path) -> None:
+    rgb = photograph(20, 30)
+    pixels = np.dstack([rgb, np.zeros((20, 30), np.uint8)])
+    tifffile.imwrite(
+        tmp_path / "infrared.tif", pixels, photometric="rgb", extrasamples=["unspecified"], metadata=None
+    )
+    assert np.array_equal(read_image(tmp_path / "infrared.tif"), rgb)
+
+
 def test_of_several_pictures_the_first_is_read(tmp_path: Path) -> None:
     first, second = Image.new("RGB", (20, 20), (0, 90, 200)), Image.new("RGB", (20, 20), (250, 0, 0))
     for name in ("film.webp", "film.tif", "film.gif"):

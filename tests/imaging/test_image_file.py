@@ -451,6 +451,16 @@ def test_portable_pixmaps_keep_their_depth(kind: str, highest: int, tmp_path: Pa
     assert np.array_equal(after[~hole], samples[~hole]) and not np.array_equal(after, samples)
 
 
+@pytest.mark.parametrize("highest", [255, 65535])
+def test_two_pixmaps_in_one_file_are_refused(highest: int, tmp_path: Path) -> None:
+    one = f"P5\n4 3\n{highest}\n".encode() + bytes(12 * (1 + (highest > 255)))
+    (tmp_path / "in.pgm").write_bytes(one + one)
+    with pytest.raises(UserError, match="holds several pictures"):
+        ImageFile(tmp_path / "in.pgm")
+    (tmp_path / "in.pgm").write_bytes(one)
+    assert ImageFile(tmp_path / "in.pgm").shape == (3, 4)
+
+
 def test_heic_keeps_what_it_says_and_is_written_anew(tmp_path: Path) -> None:
     pillow_heif = pytest.importorskip("pillow_heif", reason="pillow-heif is not installed")
     exif = Image.Exif()

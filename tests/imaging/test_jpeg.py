@@ -575,6 +575,30 @@ def test_other_previews_are_made_anew_where_they_are() -> None:
     assert max(red for _, red in found) < 25
 
 
+def test_a_preview_in_several_segments_is_dropped_with_a_note() -> None:
+    picture, hole = red_corner()
+    noise = np.random.default_rng(0).integers(0, 256, (200, 300, 3), dtype=np.uint8)
+    preview = saved(Image.fromarray(noise), quality=95)
+    parts = [
+        segment(0xE4, b"PART" + preview[start : start + 60_000]) for start in range(0, len(preview), 60_000)
+    ]
+    data = jpeg(picture)
+    data = data[:2] + segment(0xE5, b"other") + b"".join(parts) + data[2:]
+    assert len(parts) > 1
+    file = JpegFile(data)
+    out = fill(file, hole, np.array([128] * 3, np.uint8))
+    assert [m for m, _ in walk(out)].count(0xE4) == 0 and (0xE5, b"other") in walk(out)
+    assert file.notes == ["a preview in several segments was not kept, as it shows what was removed"]
+
+
+def test_a_thermal_picture_is_kept_with_a_note() -> None:
+    picture, hole = red_corner()
+    data = jpeg(picture)
+    data = data[:2] + segment(0xE1, b"FLIR\0\1\0\0thermal") + data[2:]
+    file = JpegFile(data)
+    assert b"thermal" in fill(file, hole) and "thermal picture (FLIR)" in file.notes[0]
+
+
 def test_old_photoshop_thumbnails_hold_blue_first() -> None:
     old = saved(Image.new("RGB", (32, 24)), quality=95)
     picture = Image.new("RGB", (64, 48), (200, 20, 10))

@@ -427,8 +427,8 @@ def test_min_is_white_stays_a_negative(kind: str) -> None:
 
 @pytest.mark.parametrize(
     "kind, extra, alpha, premultiplied",
-    [("rgb", "assocalpha", 3, True), ("rgb", "unassalpha", 3, False), ("rgb", "unspecified", 3, False),
-     ("minisblack", "assocalpha", 1, True), ("minisblack", "unspecified", 1, False),
+    [("rgb", "assocalpha", 3, True), ("rgb", "unassalpha", 3, False), ("rgb", "unspecified", None, False),
+     ("minisblack", "assocalpha", 1, True), ("minisblack", "unspecified", None, False),
      ("separated", "unassalpha", 4, False), ("separated", "unspecified", None, False)],
 )  # fmt: skip
 def test_alpha_is_as_the_tag_says(kind: str, extra: str, alpha: int | None, premultiplied: bool) -> None:
@@ -438,6 +438,12 @@ def test_alpha_is_as_the_tag_says(kind: str, extra: str, alpha: int | None, prem
     assert (raster.alpha, raster.premultiplied) == (alpha, premultiplied)
     new, expected, _ = filled(data)
     agree(data, new, expected)
+
+
+def test_packbits_with_a_predictor_is_refused_as_libraries_differ() -> None:
+    data = saved(picture(3), photometric="rgb", compression="packbits", predictor=2)
+    with pytest.raises(UserError, match="PackBits with a predictor"):
+        TiffImage(data)
 
 
 def test_further_channels_are_no_alpha_and_stay() -> None:
