@@ -457,10 +457,12 @@ class Server:
     def stop(self) -> int:
         for visitor in self.visitors:
             visitor.http.close()
-        self.process.send_signal(signal.SIGTERM)
-        self.process.communicate()
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
         self.errors.close()
-        return self.process.returncode
+        return self.process.wait(30)
 
 
 FUNCTIONS = {"show": 0, "choose": 1, "fill": 2, "explain": 3}  # by gradio's number
@@ -509,8 +511,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     pytest.importorskip("gradio", reason="gradio is not installed (requirements-app.txt)")
     running = Server(tmp_path_factory.mktemp("server"))
     yield running
-    if running.process.poll() is None:
-        running.stop()
+    running.stop()
 
 
 @needs_gradio
