@@ -28,7 +28,7 @@ def picture(megapixels: float, seed: int = 0) -> Image.Image:
         coarse = generator.integers(0, 256, (side, side * 4 // 3, 3), dtype=np.uint8)
         enlarged = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
         pixels += np.asarray(enlarged, np.float32) / 4
-    pixels += generator.normal(0, 3, pixels.shape).astype(np.float32)
+    pixels += generator.standard_normal(pixels.shape, dtype=np.float32) * 3
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
