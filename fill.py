@@ -284,11 +284,8 @@ def open_job(
     if settings.skip_existing and target_file.exists() and not target_file.samefile(source.image_file):
         return None
     picture = read_named(source.image_file, "--image_path", settings.max_megapixels, for_writing=True)
-    if settings.verify and picture.lossy and not picture.becomes_png(settings.lossless):
-        raise UserError(
-            f"--verify: every pixel of such a {picture.format} changes a little when it is written "
-            f"(--lossless: PNG): {source.image_file}"
-        )
+    if settings.verify:
+        refuse_inexact(picture, settings.lossless)
     targets.refuse(target_file, source.image_file, settings.overwrite)
     if settings.gt_path:
         if target_file.name in REPORT_FILES:
@@ -313,6 +310,15 @@ def open_job(
     )
 
 
+def refuse_inexact(picture: ImageFile, lossless: bool) -> None:
+    """Raise a `UserError` if known pixels cannot come back as they were."""
+    if picture.lossy and not picture.becomes_png(lossless):
+        raise UserError(
+            f"--verify: every pixel of such a {picture.format} changes a little when it is written "
+            f"(--lossless: PNG): {picture.path}"
+        )
+
+
 def fill_job(inpainter: "Inpainter", settings: FillSettings, job: Job) -> str:
     """Complete an image of any size and write it.
 
@@ -328,6 +334,7 @@ def fill_job(inpainter: "Inpainter", settings: FillSettings, job: Job) -> str:
 
     def check(path: Path) -> None:
         nonlocal verified
+        refuse_inexact(picture, settings.lossless)  # which may have shown itself in writing
         kept, converted = picture.kept(missing, settings.lossless), picture.becomes_png(settings.lossless)
         verified = verify(job.image_file, path, missing, kept, converted, job.target_file)
 

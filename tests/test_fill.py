@@ -17,6 +17,7 @@ import fill
 from cli import UserError
 from fill import FillSettings, Job, fill_folder, fill_job, open_single, print_job
 from imaging.image_file import ImageFile
+from imaging.jpeg import JpegFile
 from imaging.verify import verify
 from inference import Inpainter
 from models import InpaintingNetwork
@@ -287,6 +288,17 @@ def test_verify_refuses_what_cannot_be_exact_before_anything_is_written(
         run(inpainter, **settings, verify=True)
     assert not (tmp_path / "out").exists()
     assert ImageFile(run(inpainter, **settings, verify=True, lossless=True)[0].target_file).format == "PNG"
+
+
+def test_verify_refuses_a_jpeg_whose_blocks_could_not_be_kept(
+    inpainter: Inpainter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.fromarray(photograph(30, 40)).save(tmp_path / "a.jpg")
+    monkeypatch.setattr(JpegFile, "_encode", lambda *_: None)  # as if the result failed its check
+    settings = {"image_path": tmp_path / "a.jpg", "box": (2, 2, 5, 5), "save_dir": tmp_path / "out"}
+    with pytest.raises(UserError, match="--verify: every pixel of such a JPEG changes a little"):
+        run(inpainter, **settings, verify=True)
+    assert not [*(tmp_path / "out").iterdir()]
 
 
 def test_verify_finds_a_changed_property(tmp_path: Path) -> None:
