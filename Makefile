@@ -1,6 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 RUN := experiments/demo
+WORKERS = $$($(BIN)/python -c "import os; print(os.cpu_count() + 1)")  # one more: some tests wait
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 
 .PHONY: demo app test test-slow check clean
@@ -21,7 +22,7 @@ app: .venv/installed-app  ## a page to inpaint in the browser, at http://127.0.0
 	$(BIN)/python app.py
 
 test: check  ## what CI runs
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder --cov --cov-report=term
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder --cov --cov-report=term
 
 test-slow: .venv/installed-dev  ## what takes minutes
 	$(BIN)/python -m pytest -m slow
