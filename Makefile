@@ -22,7 +22,7 @@ app: .venv/installed-app  ## a page to inpaint in the browser, at http://127.0.0
 	$(BIN)/python app.py
 
 test: check  ## what CI runs
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder --cov --cov-report=term
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --cov --cov-report=term
 
 test-slow: .venv/installed-dev  ## what takes minutes
 	$(BIN)/python -m pytest -m slow
