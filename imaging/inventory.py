@@ -8,30 +8,13 @@ import struct
 import zlib
 from collections.abc import Iterator
 
-import tifffile
-from PIL import ExifTags, Image
+from PIL import Image
 
 from imaging.metadata import PREFIX, blank_xmp_previews, without_previews
 from imaging.pillow_file import webp_chunks
-from imaging.png import XMP_KEYWORD, find_xmp, read_chunks
 
 Inventory = dict[str, str]  # what an item is called, and a digest or text of what it says
 
-PNG_NAMES = {
-    b"iCCP": "colour profile", b"pHYs": "resolution", b"tIME": "time of change", b"gAMA": "gamma",
-    b"cHRM": "primaries", b"sRGB": "sRGB intent", b"sBIT": "significant bits", b"bKGD": "background",
-}  # fmt: skip
-TIFF_STRUCTURE = {
-    254, 255, 256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 317, 320, 322, 323, 324, 325, 338, 339,
-    347, 292, 293, 529, 530, 531, 532, 288, 289, 280, 281,
-}  # fmt: skip
-TIFF_NAMES = {
-    282: "resolution", 283: "resolution", 296: "resolution", 700: "XMP", 33723: "IPTC",
-    34675: "colour profile", 34377: "Photoshop data", 34665: "EXIF", 34853: "GPS position",
-    33550: "GeoTIFF", 33922: "GeoTIFF",
-    34264: "GeoTIFF", 34735: "GeoTIFF", 34736: "GeoTIFF", 34737: "GeoTIFF", 42113: "GDAL no-data value",
-    42112: "GDAL metadata", 330: "smaller copies", 37724: "Photoshop layers",
-}  # fmt: skip
 JPEG_NAMES = (
     (b"JFIF\0", "resolution"), (b"JFXX\0", "JFIF thumbnail"), (b"Exif\0\0", "EXIF"),
     (b"http://ns.adobe.com/xap/1.0/\0", "XMP"), (b"http://ns.adobe.com/xmp/extension/\0", "extended XMP"),
@@ -55,12 +38,13 @@ def digest(content: bytes) -> str:
 def take_inventory(data: bytes, form: str) -> Inventory:
     """All that a file says beside its pixels; what cannot be parsed is left out.
 
+    PNG and TIFF files need none: their modules change nothing but pixels, and say what they leave out.
+
     Args:
         form: Pillow's name of its format.
     """
     walk = {
-        "PNG": _png, "JPEG": _jpeg, "MPO": _jpeg, "TIFF": _tiff, "WEBP": _webp, "GIF": _gif, "BMP": _bmp,
-        "JPEG2000": _jpeg2000, "TGA": _tga,
+        "JPEG": _jpeg, "WEBP": _webp, "GIF": _gif, "BMP": _bmp, "JPEG2000": _jpeg2000, "TGA": _tga,
     }.get(form, _pillow)  # fmt: skip
     found: Inventory = {}
     with contextlib.suppress(*UNPARSABLE):
@@ -84,26 +68,6 @@ def _exif(block: bytes) -> Iterator[tuple[str, str]]:
         yield "EXIF", digest(repr([tags, blocks]).encode(errors="surrogateescape"))
     except UNPARSABLE:
         yield "EXIF", digest(without_previews(block)[0].removeprefix(PREFIX))
-
-
-def _png(data: bytes) -> Iterator[tuple[str, str]]:
-    chunks, _ = read_chunks(data)
-    for kind, content in chunks:
-        name = kind.decode("latin-1")
-        if kind in (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"):
-            continue
-        if kind in (b"tEXt", b"zTXt", b"iTXt"):
-            keyword = content.split(b"\0", 1)[0]
-            if keyword == XMP_KEYWORD:
-                yield "XMP", digest(find_xmp([(kind, content)]) or b"")
-            else:
-                yield f"text {keyword.decode('latin-1')}", digest(content)
-        elif kind == b"eXIf":
-            yield from _exif(content)
-        elif kind == b"iCCP":
-            yield "colour profile", digest(zlib.decompress(content.split(b"\0", 1)[1][1:]))
-        else:
-            yield PNG_NAMES.get(kind, f"chunk {name}"), digest(content)
 
 
 def jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
@@ -146,17 +110,6 @@ def _jpeg(data: bytes) -> Iterator[tuple[str, str]]:
             yield numbered, digest(blank_xmp_previews(content))
     if profile:
         yield "colour profile", digest(profile)
-
-
-def _tiff(data: bytes) -> Iterator[tuple[str, str]]:
-    with tifffile.TiffFile(io.BytesIO(data)) as file:
-        found: dict[str, str] = {}
-        for tag in file.pages[0].tags:  # type: ignore[union-attr]
-            if tag.code not in TIFF_STRUCTURE:
-                name = TIFF_NAMES.get(tag.code) or ExifTags.TAGS.get(tag.code) or f"tag {tag.code}"
-                found[name] = found.get(name, "") + f"{tag.code} {tag.value!r};"
-        for name, content in found.items():
-            yield name, digest(content.encode(errors="surrogateescape"))
 
 
 def _webp(data: bytes) -> Iterator[tuple[str, str]]:

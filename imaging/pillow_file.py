@@ -21,7 +21,7 @@ from imaging.raster import Raster
 
 QUALITY = 95  # of lossy formats
 PLAIN = {"BMP", "DIB", "PPM", "SGI", "TGA"}  # formats whose rows may lie uncompressed in the file
-LOSSY = {"AVIF", "HEIF"}  # formats whose known pixels cannot come back as they were
+LOSSY = {"AVIF"}  # formats whose known pixels cannot come back as they were
 SPACES = {
     "1": "grey", "L": "grey", "LA": "grey", "I;16": "grey", "I": "grey", "F": "grey", "P": "palette",
     "PA": "palette", "RGB": "rgb", "RGBA": "rgb", "RGBX": "rgb", "CMYK": "cmyk", "YCbCr": "ycbcr",
