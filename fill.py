@@ -312,7 +312,7 @@ def open_job(
 
 def refuse_inexact(picture: ImageFile, lossless: bool) -> None:
     """Raise a `UserError` if known pixels cannot come back as they were."""
-    if picture.lossy and not picture.becomes_png(lossless):
+    if not picture.exact(lossless):
         raise UserError(
             f"--verify: every pixel of such a {picture.format} changes a little when it is written "
             f"(--lossless: PNG): {picture.path}"

@@ -204,8 +204,7 @@ def open_request(
     assert job is not None  # which it is only where existing results are left
     if not job.missing.any():
         raise UserError("nothing is marked: the mask is black, or the strokes are finer than a pixel")
-    exact = not job.picture.lossy or job.picture.becomes_png(how.lossless)
-    return dataclasses.replace(how, verify=exact), job
+    return dataclasses.replace(how, verify=job.picture.exact(how.lossless)), job
 
 
 def explain(inpainter: "Inpainter", job: Job) -> list[tuple[np.ndarray, str]]:

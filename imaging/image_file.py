@@ -138,6 +138,10 @@ class ImageFile:
         """Whether the file is to be written as PNG."""
         return becomes_png(self.format, lossless)
 
+    def exact(self, lossless: bool) -> bool:
+        """Whether known pixels come back bit for bit, as a PNG if `lossless` makes it one."""
+        return not self.lossy or self.becomes_png(lossless)
+
     def how(self, lossless: bool) -> list[str]:
         """A note of how the file is written, if there is something to know."""
         return [] if self.becomes_png(lossless) or not self.container.how else [self.container.how]
