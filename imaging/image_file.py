@@ -12,14 +12,14 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from cli import UserError
 from files import atomic_path
-from imaging import png
-from imaging.heif import HeifFile
+from imaging.formats import png
+from imaging.formats.heif import HeifFile
+from imaging.formats.jpeg import JpegFile
+from imaging.formats.pillow_file import PillowFile, PortableFile
+from imaging.formats.tiff import TiffImage
 from imaging.inventory import find_losses, jpeg_segments, take_inventory
-from imaging.jpeg import JpegFile
 from imaging.metadata import orientation_of, with_orientation
-from imaging.pillow_file import PillowFile, PortableFile
 from imaging.raster import RAW_ERROR, WHOLE, Raster, Region, stored
-from imaging.tiff import TiffImage
 
 Image.MAX_IMAGE_PIXELS = None  # sizes are checked here, where a limit is asked for
 

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 from PIL import Image
 
+from imaging.formats.pillow_file import webp_chunks
 from imaging.metadata import PREFIX, blank_xmp_previews, without_previews
-from imaging.pillow_file import webp_chunks
 
 Inventory = dict[str, str]  # what an item is called, and a digest or text of what it says
 

@@ -13,10 +13,10 @@ import tifffile
 from PIL import Image
 
 from cli import UserError
+from imaging.formats.jpeg import silent_stderr
+from imaging.formats.png import plain_samples
 from imaging.image_file import ImageFile
-from imaging.jpeg import silent_stderr
 from imaging.metadata import ORIENTATION
-from imaging.png import plain_samples
 from imaging.raster import CHANNELS, stored
 
 Reader = Callable[[Path], np.ndarray | None]

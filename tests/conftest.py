@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from imaging.png import write_chunks
+from imaging.formats.png import write_chunks
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 

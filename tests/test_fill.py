@@ -16,8 +16,8 @@ from PIL import Image, ImageCms
 import fill
 from cli import UserError
 from fill import FillSettings, Job, fill_folder, fill_job, open_single, print_job
+from imaging.formats.jpeg import JpegFile
 from imaging.image_file import ImageFile
-from imaging.jpeg import JpegFile
 from imaging.verify import verify
 from inference import Inpainter
 from models import InpaintingNetwork

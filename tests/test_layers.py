@@ -8,7 +8,7 @@ import pytest
 from conftest import REPOSITORY
 
 COMMANDS = {"train", "quick_train", "test", "ablation", "app", "export"}
-FILES = [*REPOSITORY.glob("*.py"), *(REPOSITORY / "imaging").glob("[!_]*.py")]
+FILES = [*REPOSITORY.glob("*.py"), *(REPOSITORY / "imaging").rglob("[!_]*.py")]
 MODULES = {".".join(path.relative_to(REPOSITORY).with_suffix("").parts) for path in FILES}
 WITHOUT_TORCH = {"metric_tracker", "config", "gallery", "fill", "files", "cli"}
 

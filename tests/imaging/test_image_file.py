@@ -16,8 +16,8 @@ from conftest import malformed, photograph
 from PIL import Image, ImageCms, PngImagePlugin
 
 from cli import UserError
+from imaging.formats.png import read_chunks, write_chunks
 from imaging.image_file import ImageFile
-from imaging.png import read_chunks, write_chunks
 from imaging.raster import WHOLE, nearest, stored, upright
 
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()

@@ -13,17 +13,17 @@ import zlib
 from pathlib import Path
 
 import cv2
+import imaging.jpeg
+import imaging.jpeg_codec
 import jpeglib
 import numpy as np
 import pytest
 from conftest import photograph
 from PIL import ExifTags, Image
 
-import imaging.jpeg
-import imaging.jpeg_codec
-from imaging.jpeg import JpegFile, untouched
-from imaging.jpeg_segments import SOS, fit, read_frame, read_segments, renew_previews, write_segments
-from imaging.jpeg_splice import Scan, Unsuitable
+from imaging.formats.jpeg import JpegFile, untouched
+from imaging.formats.jpeg_segments import SOS, fit, read_frame, read_segments, renew_previews, write_segments
+from imaging.formats.jpeg_splice import Scan, Unsuitable
 from imaging.metadata import Exif, orientation_of
 
 FILL = np.array([30, 200, 60], np.uint8)

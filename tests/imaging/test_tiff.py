@@ -16,7 +16,7 @@ from conftest import photograph
 from PIL import Image, TiffImagePlugin
 
 from cli import UserError
-from imaging.tiff import TiffImage, erase, overlapping, pack_rows, without_thumbnails
+from imaging.formats.tiff import TiffImage, erase, overlapping, pack_rows, without_thumbnails
 
 H, W = 37, 53
 HOLE = np.zeros((H, W), bool)

@@ -14,9 +14,9 @@ import numpy as np
 import tifffile
 
 from cli import UserError
+from imaging.formats.tiff_structure import LONG, TYPE_SIZES, Directory, Field, Structure, erase, overlapping
 from imaging.metadata import orientation_of
 from imaging.raster import RAW_ERROR, Raster
-from imaging.tiff_structure import LONG, TYPE_SIZES, Directory, Field, Structure, erase, overlapping
 
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it prints what it finds odd; we raise or go on
 

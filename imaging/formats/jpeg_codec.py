@@ -14,7 +14,7 @@ from pathlib import Path
 import jpeglib  # type: ignore[import-untyped,unused-ignore]
 import numpy as np
 
-from imaging.jpeg_segments import (
+from imaging.formats.jpeg_segments import (
     DHT,
     DQT,
     SOF,

@@ -18,10 +18,10 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from imaging.jpeg_blocks import touched_blocks, untouched
-from imaging.jpeg_codec import JPEGLIB, code_coefficients, is_supported, read_coefficients
-from imaging.jpeg_codec import silent_stderr as silent_stderr
-from imaging.jpeg_segments import (
+from imaging.formats.jpeg_blocks import touched_blocks, untouched
+from imaging.formats.jpeg_codec import JPEGLIB, code_coefficients, is_supported, read_coefficients
+from imaging.formats.jpeg_codec import silent_stderr as silent_stderr
+from imaging.formats.jpeg_segments import (
     APP,
     COM,
     DQT,
@@ -45,7 +45,7 @@ from imaging.jpeg_segments import (
     save_jpeg,
     write_segments,
 )  # fmt: skip
-from imaging.jpeg_splice import Scan, Unsuitable
+from imaging.formats.jpeg_splice import Scan, Unsuitable
 from imaging.metadata import DAMAGED, PREFIX, Exif, Metadata, orientation_of, without_previews
 from imaging.raster import Raster
 

@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 
-from imaging.jpeg_segments import Frame
+from imaging.formats.jpeg_segments import Frame
 
 
 def touched_blocks(changed: np.ndarray, ratio: tuple[int, int]) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from imaging.jpeg_segments import DHT, SOS, Frame, Segment
+from imaging.formats.jpeg_segments import DHT, SOS, Frame, Segment
 
 NATURAL = np.array(  # index within a block, row by row, of each coefficient in zigzag order
     sorted(range(64), key=lambda i: (i // 8 + i % 8, (i // 8 if (i // 8 + i % 8) % 2 else i % 8)))

@@ -1,0 +1,1 @@
+"""One module per family of file formats, and the parts of the larger ones."""
