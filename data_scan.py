@@ -17,7 +17,7 @@ from tqdm import tqdm
 from cli import UserError
 from dataset import choose, list_root, too_small
 from files import is_shards
-from image_cache import BLOCK, read_image
+from imaging.cache import BLOCK, read_image
 from shards import Sample, ShardDataset, read_counted
 
 SIDE = 32  # pixels, of the picture whose cosine transform is hashed

@@ -14,10 +14,10 @@ import skimage
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from augmentation import UNCHANGED, Augmentation, Cut
 from cli import UserError
 from files import EXTENSIONS, find_images, split_roots
-from image_cache import IMAGES, INVERTED_MASKS, MASKS, open_pixels, short_side_of
+from imaging.augment import UNCHANGED, Augmentation, Cut
+from imaging.cache import IMAGES, INVERTED_MASKS, MASKS, open_pixels, short_side_of
 from imaging.mask_file import masks_by_image, summarise
 
 MAX_UNREADABLE = 0.01  # share of a folder

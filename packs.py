@@ -22,7 +22,7 @@ from dataset import (
     random_rectangular_mask,
 )
 from files import atomic_path
-from image_cache import IMAGES, open_pixels
+from imaging.cache import IMAGES, open_pixels
 from imaging.mask_file import Hole, read_mask, summarise
 
 FORMAT = "msse-pack-1"

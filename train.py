@@ -18,11 +18,11 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import preflight
-from augmentation import Augmentation
 from cli import UserError, one_line, run_program
 from config import Config, parse_config
 from dataset import get_dataloaders, report_unreadable, validation_loader
 from files import atomic_path, is_shards
+from imaging.augment import Augmentation
 from losses import InpaintingLoss, masked_mean
 from metrics import MetricsCalculator, lpips_score
 from models import InpaintingNetwork, attention_heatmaps, pull, push_pull

@@ -21,7 +21,7 @@ from cli import OneLineParser, UserError
 from dataset import random_mask
 from files import atomic_path
 from floors import CLASSICAL, FLOORS
-from image_cache import read_image, resize_image
+from imaging.cache import read_image, resize_image
 from inference import Inpainter, to_tensor
 from scoring import to_bytes
 

@@ -12,8 +12,7 @@ from conftest import photograph
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-import image_cache
-from augmentation import Augmentation, Cut
+import imaging.cache
 from cli import UserError, one_line
 from dataset import (
     EpochSampler,
@@ -26,7 +25,8 @@ from dataset import (
     validation_loader,
 )
 from files import find_images, is_shards
-from image_cache import read_image, resize_image
+from imaging.augment import Augmentation, Cut
+from imaging.cache import read_image, resize_image
 from imaging.mask_file import read_hole
 
 MASKS = [random_free_form_mask, random_rectangular_mask, random_mask]
@@ -138,7 +138,7 @@ def test_a_changed_file_is_decoded_again(folder: Path) -> None:
 
 def test_the_second_use_decodes_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     InpaintingDataset(str(folder), 32)
-    monkeypatch.setattr(image_cache, "read_image", None)
+    monkeypatch.setattr(imaging.cache, "read_image", None)
     assert len(InpaintingDataset(str(folder), 32)) == 6
 
 

@@ -16,10 +16,11 @@ from conftest import REPOSITORY, photograph
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
-import image_cache
+import imaging.cache
 from cli import UserError
 from files import EXTENSIONS
-from image_cache import (
+from imaging import image_file
+from imaging.cache import (
     IMAGES,
     INVERTED_MASKS,
     MASKS,
@@ -30,7 +31,6 @@ from image_cache import (
     read_scaled,
     short_side_of,
 )
-from imaging import image_file
 
 
 def test_pictures_of_every_mode_are_read_right(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_tiffs_of_any_depth_are_read_as_they_look(name: str, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("extension", sorted(EXTENSIONS))
 def test_every_kind_of_file_that_is_looked_for_can_be_read(extension: str, tmp_path: Path) -> None:
-    image_cache.formats()  # which makes Pillow write them, too
+    imaging.cache.formats()  # which makes Pillow write them, too
     rgb = photograph(40, 64)
     path = tmp_path / f"picture{extension}"
     Image.fromarray(rgb).save(path, quality=95)
@@ -233,7 +233,7 @@ def test_unreadable_pictures_are_named(tmp_path: Path) -> None:
 
 def test_a_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.fromarray(photograph(64, 64)).save(tmp_path / "large.png")
-    monkeypatch.setattr(image_cache, "MAX_PIXELS", 1000)
+    monkeypatch.setattr(imaging.cache, "MAX_PIXELS", 1000)
     with pytest.raises(UserError, match=r"large\.png"):
         read_image(tmp_path / "large.png")
 
@@ -248,7 +248,7 @@ def test_a_large_jpeg_is_decoded_at_a_smaller_size_and_looks_the_same(
     assert read_image(path, least_side=151).shape == (300, 450, 3)
     assert read_image(path, least_side=900).shape == (600, 900, 3)
     reduced = read_scaled(path, 64)
-    monkeypatch.setattr(image_cache, "read_image", lambda path, _: read_image(path))
+    monkeypatch.setattr(imaging.cache, "read_image", lambda path, _: read_image(path))
     assert np.abs(read_scaled(path, 64).astype(int) - reduced).mean() < 2
 
 
@@ -266,7 +266,7 @@ def paths(tmp_path: Path) -> list[Path]:
 def test_a_cache_holds_all_readable_pictures_in_order(
     paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(image_cache, "BLOCK", 6)
+    monkeypatch.setattr(imaging.cache, "BLOCK", 6)
     cache = PixelCache(paths, 16, IMAGES, tmp_path / "cache", "pictures")
     assert cache.readable == [i for i in range(20) if i != 7] and len(cache) == 19
     assert len(cache.unreadable) == 1 and "07.png" in cache.unreadable[0]
@@ -296,7 +296,7 @@ def test_without_a_cache_the_pictures_are_the_same_and_nothing_is_written(
 BUILD = """
 import sys
 from pathlib import Path
-from image_cache import PixelCache
+from imaging.cache import PixelCache
 cache = PixelCache(sorted(Path(sys.argv[1]).glob("*.png")), 16, "images", Path(sys.argv[1]) / "cache", "x")
 print(int(sum(int(image.sum()) for image in (cache[i] for i in range(len(cache))))))
 """

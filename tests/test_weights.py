@@ -14,7 +14,7 @@ from conftest import REPOSITORY, photograph
 
 from cli import UserError
 from config import get_config
-from image_cache import read_image
+from imaging.cache import read_image
 from inference import Inpainter, load_network
 from models import InpaintingNetwork
 from utils import load_checkpoint, save_checkpoint, weights_digest
