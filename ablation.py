@@ -20,7 +20,7 @@ from cli import OneLineParser, UserError, one_line, run_program
 from config import Config, parse_config, parse_field
 from dataset import InpaintingDataset, Loader, report_unreadable
 from files import write_json, write_text
-from inference import network_of
+from inference.inpainter import network_of
 from losses import InpaintingLoss
 from packs import bucket_of
 from scoring import ScoreSettings, items, score

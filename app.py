@@ -61,7 +61,7 @@ def load_networks(args: argparse.Namespace) -> Networks:
     Raises:
         UserError: if one cannot be read.
     """
-    from inference import WEIGHTS, Inpainter, load_network
+    from inference.inpainter import WEIGHTS, Inpainter, load_network
     from utils import select_device
 
     device = select_device(args.device)

@@ -16,9 +16,9 @@ from cli import OneLineParser, UserError, one_line, run_program
 from config import PRESETS, get_config
 from exportable import to_exported_program, to_torchscript
 from files import atomic_path
-from inference import find_weights, load_network
+from inference.inpainter import find_weights, load_network
+from inference.onnx_network import FORMAT, OnnxNetwork
 from models import InpaintingNetwork
-from onnx_network import FORMAT, OnnxNetwork
 from utils import weights_digest
 
 Completer = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # image and mask to output

@@ -17,16 +17,16 @@ import numpy as np
 from PIL import Image
 
 from cli import UserError, one_line
-from fill import FillSettings, Job, Source, fill_job, open_job, targets_of
 from gallery import viridis
 from imaging.image_file import ImageFile, read_colors
 from imaging.mask_file import doctor, read_hole
+from inference.fill_files import FillSettings, Job, Source, fill_job, open_job, targets_of
 from sessions import Session, Sessions
 
 if TYPE_CHECKING:  # slow to import
     from gradio import Blocks
 
-    from inference import Inpainter
+    from inference.inpainter import Inpainter
 
 PREVIEW = (512, 1280)  # pixels of the longer side of the copy that is shown and painted on: least and most
 TINT = (230, 40, 90)  # of what is to be filled
@@ -211,7 +211,7 @@ def explain(inpainter: "Inpainter", job: Job) -> list[tuple[np.ndarray, str]]:
     """Pictures of how a completion comes about, with captions: coarse, S, and where each stage looks."""
     import torch
 
-    from inference import small_copy
+    from inference.inpainter import small_copy
     from models import InpaintingNetwork, attention_heatmaps
 
     network = inpainter.network
@@ -240,7 +240,7 @@ def plain(message: str, *files: str | None) -> str:
 
 def report_runs(inpainter: "Inpainter", missing: np.ndarray, progress: Callable[..., Any]) -> None:
     """Let the inpainter tell `progress`, called with (done, all), of its runs while it fills a hole."""
-    from inference import count_runs
+    from inference.inpainter import count_runs
 
     count, done = count_runs(missing, inpainter.tile), itertools.count(1)
     progress((0, count), desc="Filling", unit="tiles")

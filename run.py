@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from cli import UserError
 from config import Config
-from inference import load_network
+from inference.inpainter import load_network
 from losses import InpaintingLoss
 from metric_tracker import MetricsTracker
 from models import InpaintingNetwork

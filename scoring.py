@@ -18,7 +18,7 @@ from files import atomic_path, write_json, write_text
 from floors import FLOORS
 from frechet import FrechetDistance
 from gallery import Against, Entry, gallery_writer, viridis
-from inference import Network
+from inference.inpainter import Network
 from metrics import all_metrics
 from models import InpaintingNetwork, attention_heatmaps
 from packs import bucket_of

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from cli import OneLineParser, UserError, one_line, run_program
-from fill import FillSettings, open_single
+from inference.fill_files import FillSettings, open_single
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:

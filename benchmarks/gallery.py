@@ -22,7 +22,7 @@ from dataset import random_mask
 from files import atomic_path
 from floors import CLASSICAL, FLOORS
 from imaging.cache import read_image, resize_image
-from inference import Inpainter, to_tensor
+from inference.inpainter import Inpainter, to_tensor
 from scoring import to_bytes
 
 NAMES = (

@@ -7,7 +7,7 @@ import torch
 
 from cli import OneLineParser
 from dataset import InpaintingDataset
-from inference import load_network
+from inference.inpainter import load_network
 from models import InpaintingNetwork
 
 Holes = list[tuple[torch.Tensor, torch.Tensor]]

@@ -49,7 +49,7 @@ def make_method(name: str, checkpoint: str) -> Callable[[np.ndarray, np.ndarray]
     if name.startswith("network"):
         import torch
 
-        from inference import Inpainter
+        from inference.inpainter import Inpainter
 
         torch.set_flush_denormal(True)
         return Inpainter.from_checkpoint(checkpoint, "cpu", flip="flip" in name)

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import metrics
 from cli import OneLineParser, UserError
 from dataset import InpaintingDataset
-from inference import Inpainter
+from inference.inpainter import Inpainter
 
 LEVERS: tuple[dict[str, Any], ...] = (
     {},

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import metrics
 from cli import OneLineParser, UserError
 from dataset import InpaintingDataset
-from inference import Inpainter, tiles, to_tensor
+from inference.inpainter import Inpainter, tiles, to_tensor
 
 
 def psnr(filled: np.ndarray, image: np.ndarray, hole: np.ndarray) -> float:

@@ -14,14 +14,14 @@ import export
 import test as evaluation
 from cli import UserError
 from exportable import Level
-from inference import Inpainter
+from inference.inpainter import Inpainter
 from models import InpaintingNetwork
 from utils import save_checkpoint, weights_digest
 
 onnx = pytest.importorskip("onnx", reason="exporting to ONNX needs onnx")
 onnxruntime = pytest.importorskip("onnxruntime", reason="running ONNX files needs onnxruntime")
 
-from onnx_network import OnnxNetwork  # noqa: E402
+from inference.onnx_network import OnnxNetwork  # noqa: E402
 
 ARCHITECTURE = {"base_channels": 8, "bottleneck_depth": 1, "prior_rank": 6}
 SIZES = [(1, 1, 1), (2, 1, 7), (3, 64, 64), (1, 270, 300)]  # the last has more than 1,024 tokens
@@ -92,7 +92,7 @@ def test_an_onnx_file_says_what_it_is(onnx_file: Path, network: InpaintingNetwor
 
 
 def test_the_bundled_weights_name_their_presets() -> None:
-    from inference import load_network
+    from inference.inpainter import load_network
 
     network, state = load_network("default", torch.device("cpu"))
     assert export.describe(network, state, half=False)["preset"] == "default, high_quality"

@@ -13,13 +13,13 @@ import torch
 from conftest import REPOSITORY, malformed, photograph
 from PIL import Image, ImageCms
 
-import fill
 from cli import UserError
-from fill import FillSettings, Job, fill_folder, fill_job, open_single, print_job
 from imaging.formats.jpeg import JpegFile
 from imaging.image_file import ImageFile
 from imaging.verify import verify
-from inference import Inpainter
+from inference import fill_files
+from inference.fill_files import FillSettings, Job, fill_folder, fill_job, open_single, print_job
+from inference.inpainter import Inpainter
 from models import InpaintingNetwork
 
 
@@ -426,6 +426,6 @@ def test_the_flags_are_the_settings() -> None:
 
     args = evaluation.parse_args(["--image_path=x.png", "--box=1,2,3,4"])
     assert args.box == (1, 2, 3, 4)
-    assert set(fill.FillSettings.__dataclass_fields__) <= set(vars(args))
+    assert set(fill_files.FillSettings.__dataclass_fields__) <= set(vars(args))
     with pytest.raises(UserError, match="--box: must be left,top,width,height in pixels, got 1,2"):
         evaluation.parse_args(["--image_path=x.png", "--box=1,2"])

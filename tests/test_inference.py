@@ -9,11 +9,7 @@ import torch
 from conftest import photograph
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
-
-import inference
-from cli import UserError
-from inference import (
+from inpainter.inpainter import (
     CELL,
     OVERLAP,
     Inpainter,
@@ -26,6 +22,10 @@ from inference import (
     load_network,
     tiles,
 )
+from PIL import Image
+
+import inference.inpainter
+from cli import UserError
 from models import InpaintingNetwork, pull, resize
 from utils import save_checkpoint
 
@@ -314,7 +314,7 @@ def test_flip_and_passes_change_the_result_and_a_mirrored_picture_gets_a_mirrore
 
 def test_less_memory_means_smaller_tiles(network: InpaintingNetwork) -> None:
     sides = [Inpainter(network, max_memory=gib * 2**30).tile for gib in (0.1, 0.6, 1, 8)]
-    assert sides == sorted(sides) and sides[0] == inference.SMALLEST_TILE and sides[-1] == inference.WHOLE
+    assert sides == sorted(sides) and sides[0] == inpainter.SMALLEST_TILE and sides[-1] == inpainter.WHOLE
     assert len(set(sides)) > 2
 
 
@@ -326,7 +326,7 @@ def test_runs_are_counted_before_they_are_run(network: InpaintingNetwork, boxes:
     inpainter, runs = Inpainter(network, max_memory=0), []
     inpainter.after_run = lambda: runs.append(1)
     inpainter.fill(photograph(*hole.shape), hole)
-    assert len(runs) == inference.count_runs(hole, inpainter.tile) and bool(runs) == bool(boxes)
+    assert len(runs) == inpainter.count_runs(hole, inpainter.tile) and bool(runs) == bool(boxes)
 
 
 def test_out_of_memory_halves_the_tile_and_goes_on(
@@ -357,13 +357,13 @@ def test_weights_are_found_by_name_or_path(
     architecture = {"base_channels": 4, "bottleneck_depth": 1}
     half = {name: value.half() for name, value in network.state_dict().items()}
     save_checkpoint({"architecture": architecture, "ema": half, "config": {}}, tmp_path / "default.pth")
-    monkeypatch.setattr(inference, "WEIGHTS", tmp_path)
+    monkeypatch.setattr(inference.inpainter, "WEIGHTS", tmp_path)
     assert find_weights(None) == find_weights("default") == tmp_path / "default.pth"
     assert find_weights(tmp_path / "default.pth") == tmp_path / "default.pth"
     pixels, hole = picture(32, 32)
-    inference._bundled.cache_clear()
+    inpainter._bundled.cache_clear()
     ours = inpaint(pixels, hole)
-    inference._bundled.cache_clear()
+    inpainter._bundled.cache_clear()
     assert np.abs(ours.astype(int) - Inpainter(network)(pixels, hole)).max() <= 1
     with pytest.raises(UserError, match="--checkpoint: no such file: fast"):
         load_network("fast", torch.device("cpu"))

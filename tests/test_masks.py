@@ -23,7 +23,7 @@ from imaging.mask_file import (
     read_mask,
     summarise,
 )
-from inference import as_hole
+from inference.inpainter import as_hole
 
 HOLE = np.zeros((20, 30), bool)
 HOLE[4:12, 10:25] = True

@@ -15,7 +15,7 @@ from conftest import REPOSITORY, photograph
 from cli import UserError
 from config import get_config
 from imaging.cache import read_image
-from inference import Inpainter, load_network
+from inference.inpainter import Inpainter, load_network
 from models import InpaintingNetwork
 from utils import load_checkpoint, save_checkpoint, weights_digest
 

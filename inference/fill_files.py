@@ -30,7 +30,7 @@ from imaging.mask_file import (
 from imaging.verify import verify
 
 if TYPE_CHECKING:  # what is read and refused here needs no torch, which is slow to import
-    from inference import Inpainter
+    from inference.inpainter import Inpainter
 
 
 REPORT_FILES = ("metrics.json", "test_results.png")  # in `save_dir`, where the true image is given

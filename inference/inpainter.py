@@ -14,11 +14,11 @@ from PIL import Image
 
 from cli import UserError
 from imaging.mask_file import binarise, colors_of
+from inference.onnx_network import OnnxNetwork
 from models import InpaintingNetwork, pull
-from onnx_network import OnnxNetwork
 from utils import load_checkpoint, select_device, weights_digest
 
-WEIGHTS = Path(__file__).parent / "weights"  # those that come with the project
+WEIGHTS = Path(__file__).parents[1] / "weights"  # those that come with the project
 WHOLE = 512  # pixels a side up to which the network completes a picture in one piece
 CONTEXT = 64  # pixels that are looked at around a hole at least; around a large one, its longer side
 OVERLAP = 64  # pixels by which tiles overlap, and blend
