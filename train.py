@@ -17,7 +17,6 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-import preflight
 from cli import UserError, one_line, run_program
 from config import Config, parse_config
 from dataset import get_dataloaders, report_unreadable, validation_loader
@@ -26,8 +25,9 @@ from imaging.augment import Augmentation
 from losses import InpaintingLoss, masked_mean
 from metrics import MetricsCalculator, lpips_score
 from models import InpaintingNetwork, attention_heatmaps, pull, push_pull
-from run import Run, make_criterion, set_up_process, to_device, train_step
-from run_folder import (
+from shards import set_position, shard_loader
+from training import dry_run
+from training.run_dir import (
     EventLog,
     changed_settings,
     find_state,
@@ -36,7 +36,7 @@ from run_folder import (
     training_goes_on,
     try_to_save,
 )
-from shards import set_position, shard_loader
+from training.state import Run, make_criterion, set_up_process, to_device, train_step
 from utils import (
     comparison_grid,
     heatmap_grid,
@@ -482,7 +482,7 @@ def main(argv: list[str] | None = None, *, prog: str = "train.py", presets: bool
     try:
         config = parse_config(argv, prog, presets)
         if config.dry_run:
-            preflight.report(config)
+            dry_run.report(config)
         else:
             train(config)
     except UserError as error:

@@ -32,8 +32,8 @@ from models import (
     ResidualBlock,
     residual_blocks,
 )
-from run import Run, keep_freed_memory, make_criterion, train_step
 from train import fit_prior, make_loaders
+from training.state import Run, keep_freed_memory, make_criterion, train_step
 from utils import seed_everything
 
 WHOLE = 2**31  # a pyramid's base that no image is larger than

@@ -28,8 +28,8 @@ from cli import OneLineParser
 from config import Config, get_config
 from dataset import InpaintingDataset, get_dataloaders
 from losses import InpaintingLoss
-from run import Run, keep_freed_memory, train_step
 from train import make_loaders
+from training.state import Run, keep_freed_memory, train_step
 
 LEVERS = {  # memory kept, denormals flushed, channels last, bfloat16
     "plain: eager, NCHW, float32": (),

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from optimizer import Muon, orthogonalize
+from training.optimizers import Muon, orthogonalize
 
 
 @pytest.mark.parametrize("shape", [(3, 24, 100), (2, 100, 24), (1, 32, 32)])

@@ -16,12 +16,12 @@ from conftest import photograph
 from PIL import Image
 
 import data_scan
-import preflight
 from cli import UserError
 from config import Config, get_config
 from data_scan import Scan, find_overlap, scan
 from dataset import InpaintingDataset
-from preflight import measure, peak_resident, predict, report
+from training import dry_run
+from training.dry_run import measure, peak_resident, predict, report
 
 
 def look(root: Path | str, training: bool = True, size: int = 32) -> Scan:
@@ -138,7 +138,7 @@ def test_a_measured_step_is_shared_out_among_its_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = types.SimpleNamespace(perf_counter=itertools.count().__next__)  # every step takes a second
-    monkeypatch.setattr(preflight, "time", clock)
+    monkeypatch.setattr(dry_run, "time", clock)
     cost = measure(small_config(tmp_path, progressive="16:0.5:3", accumulate=2))
     assert cost.seconds == {(16, 3): 1 / 6, (32, 2): 1 / 4}
 
@@ -150,7 +150,7 @@ def test_missing_loss_weights_are_not_downloaded(tmp_path: Path, monkeypatch: py
 
 
 def test_the_peak_of_memory_is_seen_after_it_is_freed() -> None:
-    preflight.forget_peak()
+    dry_run.forget_peak()
     before = peak_resident()
     pages = mmap.mmap(-1, 2**28)  # of its own: freed memory may be kept by the process, and used again
     np.frombuffer(pages, np.uint8)[:] = 1

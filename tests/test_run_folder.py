@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from cli import UserError
 from config import Config, get_config
-from run_folder import (
+from training.run_dir import (
     EventLog,
     changed_settings,
     claim,

@@ -15,13 +15,13 @@ import torch
 from conftest import REPOSITORY, photograph
 from PIL import Image
 
-import run as run_module
 import train as train_module
 from cli import UserError
 from config import Config, get_config
 from losses import InpaintingLoss
-from run import FINAL_LR, Run, ema_update, lr_factor, train_step
 from train import Interrupted, main, make_loaders, train
+from training import state as run_module
+from training.state import FINAL_LR, Run, ema_update, lr_factor, train_step
 from utils import load_checkpoint, save_checkpoint
 
 MUON = {"optimizer": "muon", "base_channels": 16}

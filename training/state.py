@@ -18,7 +18,7 @@ from inference.inpainter import load_network
 from losses import InpaintingLoss
 from metric_tracker import MetricsTracker
 from models import InpaintingNetwork
-from optimizer import Muon
+from training.optimizers import Muon
 from utils import has_bfloat16, seed_everything
 
 FINAL_LR = 0.01  # share of the peak learning rate left at the end

@@ -18,7 +18,7 @@ from config import Config
 from data_scan import Scan, find_overlap, scan
 from dataset import MAX_UNREADABLE, MaskFolder, all_too_small, random_mask
 from files import is_shards
-from run import Run, make_criterion, set_up_process, train_step
+from training.state import Run, make_criterion, set_up_process, train_step
 from utils import select_device
 
 EXAMPLES = 5  # problems of a kind that are named

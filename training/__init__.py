@@ -1,0 +1,1 @@
+"""What a training run is: its state, one step, its directory."""
