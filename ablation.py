@@ -15,15 +15,15 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from ablation_table import Result, draw, to_csv, to_markdown
 from cli import OneLineParser, UserError, one_line, run_program
 from config import Config, parse_config, parse_field
 from dataset import InpaintingDataset, Loader, report_unreadable
+from evaluation.ablation_table import Result, draw, to_csv, to_markdown
+from evaluation.evaluate import ScoreSettings, items, score
+from evaluation.mask_packs import bucket_of
 from files import write_json, write_text
 from inference.inpainter import network_of
 from losses import InpaintingLoss
-from packs import bucket_of
-from scoring import ScoreSettings, items, score
 from train import Interrupted, train
 from utils import load_checkpoint, seed_everything, select_device, weights_digest
 

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from cli import UserError, one_line
-from gallery import viridis
+from evaluation.gallery import viridis
 from imaging.image_file import ImageFile, read_colors
 from imaging.mask_file import doctor, read_hole
 from inference.fill_files import FillSettings, Job, Source, fill_job, open_job, targets_of

@@ -183,7 +183,7 @@ def main(argv: list[str] | None = None) -> int:
             job = open_single(FillSettings.of(args))
             if job is None:  # it was there
                 return 0
-        from evaluation import run  # slow to import: torch; a bad file is refused before
+        from evaluation.entry import run  # slow to import: torch; a bad file is refused before
 
         return run(args, job)
     except UserError as error:

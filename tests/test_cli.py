@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import test as evaluation
 import train
-from floors import CLASSICAL
+from evaluation.baselines import CLASSICAL
 from inference.inpainter import find_weights
 from utils import load_checkpoint
 

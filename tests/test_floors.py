@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from floors import FLOORS
+from evaluation.baselines import FLOORS
 from models import push_pull
 
 Batch = tuple[torch.Tensor, torch.Tensor]

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from cli import UserError
-from frechet import FrechetDistance
+from evaluation.frechet import FrechetDistance
 
 pytest.importorskip("torchmetrics", reason="torchmetrics is optional")
 

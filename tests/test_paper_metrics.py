@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import metrics
-from paper_metrics import fitting, paper_scores
+from evaluation.paper_metrics import fitting, paper_scores
 
 
 @pytest.fixture

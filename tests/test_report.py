@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from report import Scored, by_bucket, gain, make_report, means, summarize, to_csv, to_markdown
+from evaluation.report import Scored, by_bucket, gain, make_report, means, summarize, to_csv, to_markdown
 
 
 def hole(number: int, bucket: str, source: str = "", ratio: float = 0.2, **psnr: float) -> Scored:

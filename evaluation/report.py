@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from floors import CLASSICAL
+from evaluation.baselines import CLASSICAL
 from metrics import counts, mean_interval
 
 Summary = dict[str, Any]

@@ -19,7 +19,7 @@ from PIL import Image
 
 from files import atomic_path
 
-PAGE = Path(__file__).with_name("gallery_page.html")
+PAGE = Path(__file__).with_name("gallery.html")
 QUALITY = 88  # of the WebP pictures, which are for looking at: scores are computed before
 EFFORT = 2  # of 6: 0.6 of the default's time for files 4 % larger
 MAX_ERROR = 0.25  # mean absolute difference that gets the brightest colour

@@ -14,15 +14,15 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from evaluation.baselines import FLOORS
+from evaluation.frechet import FrechetDistance
+from evaluation.gallery import Against, Entry, gallery_writer, viridis
+from evaluation.mask_packs import bucket_of
+from evaluation.report import Scored, make_report, signed, to_csv, to_markdown
 from files import atomic_path, write_json, write_text
-from floors import FLOORS
-from frechet import FrechetDistance
-from gallery import Against, Entry, gallery_writer, viridis
 from inference.inpainter import Network
 from metrics import all_metrics
 from models import InpaintingNetwork, attention_heatmaps
-from packs import bucket_of
-from report import Scored, make_report, signed, to_csv, to_markdown
 from utils import comparison_grid, heatmap_grid
 
 MAX_ROWS = 16  # of test_results.png
@@ -148,7 +148,7 @@ def score(
     )
     scores = {name: value.item() for name, value in values.items()}
     if settings.paper:
-        from paper_metrics import paper_scores  # slow to import
+        from evaluation.paper_metrics import paper_scores  # slow to import
 
         scores |= paper_scores(pred, raw, target)
     return scores

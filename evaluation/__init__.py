@@ -1,0 +1,1 @@
+"""Scores completions of a folder of images against non-learned baselines."""
