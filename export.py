@@ -14,7 +14,7 @@ import torch
 
 from cli import OneLineParser, UserError, one_line, run_program
 from config import PRESETS, get_config
-from exportable import to_exported_program, to_torchscript
+from exporters.traceable import to_exported_program, to_torchscript
 from files import atomic_path
 from inference.inpainter import find_weights, load_network
 from inference.onnx_network import FORMAT, OnnxNetwork
@@ -91,7 +91,7 @@ def write(
     if format == "onnx":
         import onnx
 
-        from onnx_graph import build_model  # needs onnx
+        from exporters.onnx_graph import build_model  # needs onnx
 
         model = build_model(network, half=half)
         onnx.helper.set_model_props(model, metadata)

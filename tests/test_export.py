@@ -13,7 +13,7 @@ from PIL import Image
 import export
 import test as evaluation
 from cli import UserError
-from exportable import Level
+from exporters.traceable import Level
 from inference.inpainter import Inpainter
 from models import InpaintingNetwork
 from utils import save_checkpoint, weights_digest

@@ -8,7 +8,7 @@ import onnx
 import torch
 from torch import nn
 
-from exportable import Enlarge, Expect, Level, Pull, SizeFreePrior, examples, size_free_prior
+from exporters.traceable import Enlarge, Expect, Level, Pull, SizeFreePrior, examples, size_free_prior
 from models import InpaintingNetwork
 
 OPSET = 18

@@ -1,0 +1,1 @@
+"""The network as one file that needs none of this project."""
