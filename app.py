@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from cli import OneLineParser, UserError, one_line
-from page import CSS, Limits, Networks, build_page, warm_up
-from sessions import Sessions
+from web.page import CSS, Limits, Networks, build_page, warm_up
+from web.sessions import Sessions
 
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica", "Arial", "sans-serif"]
 LOOPBACK = (None, "", "localhost", "127.0.0.1", "::1")
@@ -115,7 +115,7 @@ def serve(args: argparse.Namespace, networks: Networks, listener: socket.socket,
     import uvicorn
     from fastapi import FastAPI
 
-    from guard import Guard, ImpatientProtocol
+    from web.guard import Guard, ImpatientProtocol
 
     class Server(uvicorn.Server):
         def handle_exit(self, sig: int, frame: Any) -> None:

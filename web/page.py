@@ -21,7 +21,7 @@ from evaluation.gallery import viridis
 from imaging.image_file import ImageFile, read_colors
 from imaging.mask_file import doctor, read_hole
 from inference.fill_files import FillSettings, Job, Source, fill_job, open_job, targets_of
-from sessions import Session, Sessions
+from web.sessions import Session, Sessions
 
 if TYPE_CHECKING:  # slow to import
     from gradio import Blocks

@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from cli import UserError
-from sessions import MAX_TABS, Session, Sessions
+from web.sessions import MAX_TABS, Session, Sessions
 
 COOKIE = "inpaint_{port}"  # browsers send a machine's cookies to all of its ports
 HEADERS = {
