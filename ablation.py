@@ -15,17 +15,17 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from cli import OneLineParser, UserError, one_line, run_program
 from config import Config, parse_config, parse_field
 from dataset import InpaintingDataset, Loader, report_unreadable
 from evaluation.ablation_table import Result, draw, to_csv, to_markdown
 from evaluation.evaluate import ScoreSettings, items, score
 from evaluation.mask_packs import bucket_of
-from files import write_json, write_text
+from inference.checkpoints import load_checkpoint, weights_digest
+from inference.device import seed_everything, select_device
 from inference.inpainter import network_of
 from losses import InpaintingLoss
 from train import Interrupted, train
-from utils import load_checkpoint, seed_everything, select_device, weights_digest
+from utils import OneLineParser, UserError, one_line, run_program, write_json, write_text
 
 # fmt: off
 ROWS: dict[str, dict[str, Any]] = {

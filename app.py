@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from cli import OneLineParser, UserError, one_line
+from utils import OneLineParser, UserError, one_line
 from web.page import CSS, Limits, Networks, build_page, warm_up
 from web.sessions import Sessions
 
@@ -61,8 +61,8 @@ def load_networks(args: argparse.Namespace) -> Networks:
     Raises:
         UserError: if one cannot be read.
     """
+    from inference.device import select_device
     from inference.inpainter import WEIGHTS, Inpainter, load_network
-    from utils import select_device
 
     device = select_device(args.device)
     networks: Networks = {}

@@ -6,8 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from cli import OneLineParser, UserError
-from files import is_shards, split_roots
+from utils import OneLineParser, UserError, is_shards, split_roots
 
 
 def setting(default: Any, help: str, metavar: str | None = None) -> Any:

@@ -14,11 +14,10 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from cli import UserError
 from dataset import choose, list_root, too_small
-from files import is_shards
 from imaging.cache import BLOCK, read_image
 from shards import Sample, ShardDataset, read_counted
+from utils import UserError, is_shards
 
 SIDE = 32  # pixels, of the picture whose cosine transform is hashed
 THUMBNAIL = 16  # pixels, side of what candidates are compared by

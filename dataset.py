@@ -14,11 +14,11 @@ import skimage
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from cli import UserError
-from files import EXTENSIONS, find_images, split_roots
 from imaging.augment import UNCHANGED, Augmentation, Cut
 from imaging.cache import IMAGES, INVERTED_MASKS, MASKS, open_pixels, short_side_of
+from imaging.files import EXTENSIONS, find_images
 from imaging.mask_file import masks_by_image, summarise
+from utils import UserError, split_roots
 
 MAX_UNREADABLE = 0.01  # share of a folder
 

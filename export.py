@@ -12,14 +12,13 @@ from typing import Any
 
 import torch
 
-from cli import OneLineParser, UserError, one_line, run_program
 from config import PRESETS, get_config
 from exporters.traceable import to_exported_program, to_torchscript
-from files import atomic_path
+from inference.checkpoints import weights_digest
 from inference.inpainter import find_weights, load_network
 from inference.onnx_network import FORMAT, OnnxNetwork
 from models import InpaintingNetwork
-from utils import weights_digest
+from utils import OneLineParser, UserError, atomic_path, one_line, run_program
 
 Completer = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # image and mask to output
 

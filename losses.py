@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from utils import boundary_band, dilate, load_trunk
+from metrics import boundary_band, dilate, load_trunk
 
 RMS_FLOOR = 1e-6  # squared error below which a root has no slope; 60 dB
 GRADIENT_FLOOR = 1e-4  # squared gradient below which an edge has no direction

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from cli import OneLineParser, UserError, one_line
-from files import atomic_path
+from utils import OneLineParser, UserError, atomic_path, one_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

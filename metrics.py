@@ -4,14 +4,14 @@ import functools
 import math
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from cli import UserError
-from utils import boundary_band, load_trunk
+from utils import UserError, load_tensors
 
 MAX_PSNR = 100.0  # dB, of equal images
 
@@ -283,3 +283,53 @@ class MetricsCalculator:
             counted = [value for value, ratio in pairs if counts(name, ratio)] or values
             means[name] = sum(counted) / len(counted)
         return means
+
+
+def dilate(mask: torch.Tensor, width: int) -> torch.Tensor:
+    """Grow the ones of a (B, 1, H, W) mask by `width` pixels in every direction (a square)."""
+    rows = F.max_pool2d(mask, (2 * width + 1, 1), stride=1, padding=(width, 0))
+    return F.max_pool2d(rows, (1, 2 * width + 1), stride=1, padding=(0, width))
+
+
+def boundary_band(mask: torch.Tensor, width: int) -> torch.Tensor:
+    """The rim of the hole: pixels of either side within `width` pixels of the other, (B, 1, H, W) in {0, 1}.
+
+    Empty where the hole is empty or covers the whole image. Its missing half is `band * mask`.
+    """
+    return dilate(mask, width) * dilate(1 - mask, width)
+
+
+def load_trunk(name: str, weights: str | None, flag: str) -> torch.nn.Sequential:
+    """The convolutional layers of torchvision's `alexnet` or `vgg16`, trained on ImageNet.
+
+    Args:
+        weights: file whose `features.*` are read; None for torchvision's download cache.
+        flag: what errors call that file.
+
+    Raises:
+        UserError: saying which file to put where, if there are no weights.
+    """
+    import torchvision.models  # slow to import, needed only here
+
+    url = torchvision.models.get_model_weights(name).IMAGENET1K_V1.url
+    place = Path(torch.hub.get_dir(), "checkpoints", Path(url).name)
+    if not weights and not place.exists():
+        try:
+            torch.hub.load_state_dict_from_url(url, map_location="cpu", progress=False)
+        except (OSError, RuntimeError):  # no network, or a download that is not what it should be
+            raise UserError(
+                f"{flag}: cannot download the weights of {name}; put {place.name} into {place.parent}, "
+                f"or name a file with its features.* layers by {flag}"
+            ) from None
+    state = load_tensors(Path(weights) if weights else place, flag, "weights file")
+    trunk = torchvision.models.get_model(name, weights=None).features
+    prefix = "features."
+    try:
+        trunk.load_state_dict(
+            {key.removeprefix(prefix): state[key] for key in state if key.startswith(prefix)}
+        )
+    except (AttributeError, TypeError, IndexError, RuntimeError):
+        raise UserError(
+            f"{flag}: does not hold the features.* layers of {name}: {weights or place}"
+        ) from None
+    return trunk

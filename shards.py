@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from cli import UserError
 from dataset import Loader, MaskFolder, make_item, name_digest
-from files import EXTENSIONS, split_roots
 from imaging.augment import UNCHANGED, Augmentation
 from imaging.cache import read_scaled
+from imaging.files import EXTENSIONS
+from utils import UserError, split_roots
 
 BUFFER = 1000  # encoded pictures that a loader process holds, to mix them
 

@@ -5,8 +5,8 @@ import math
 import sys
 from pathlib import Path
 
-from cli import OneLineParser, UserError, one_line, run_program
 from inference.fill_files import FillSettings, open_single
+from utils import OneLineParser, UserError, one_line, run_program
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:

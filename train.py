@@ -17,16 +17,17 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from cli import UserError, one_line, run_program
 from config import Config, parse_config
 from dataset import get_dataloaders, report_unreadable, validation_loader
-from files import atomic_path, is_shards
 from imaging.augment import Augmentation
+from inference.device import select_device
+from inference.visualize import comparison_grid, heatmap_grid
 from losses import InpaintingLoss, masked_mean
 from metrics import MetricsCalculator, lpips_score
 from models import InpaintingNetwork, attention_heatmaps, pull, push_pull
 from shards import set_position, shard_loader
 from training import dry_run
+from training.process import process_group
 from training.run_dir import (
     EventLog,
     changed_settings,
@@ -37,12 +38,7 @@ from training.run_dir import (
     try_to_save,
 )
 from training.state import Run, make_criterion, set_up_process, to_device, train_step
-from utils import (
-    comparison_grid,
-    heatmap_grid,
-    process_group,
-    select_device,
-)
+from utils import UserError, atomic_path, is_shards, one_line, run_program
 
 NUM_PICTURES = 4  # validation images drawn
 PRIOR_PASSES, PRIOR_IMAGES, PRIOR_BATCH = 4, 8192, 8  # over the training images, at most, at a time

@@ -17,9 +17,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import metrics
 from benchmarks.holes import Holes, parse_holes
-from cli import UserError
+from metrics import dilate
 from models import InpaintingNetwork, MaskQueryCrossAttention
-from utils import dilate
+from utils import UserError
 
 STAGES = ("structure_stage", "shape_stage", "texture_stage")
 FAR = 8  # pixels from the hole, beyond the reach of S's largest patch

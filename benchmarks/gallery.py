@@ -17,13 +17,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import metrics
-from cli import OneLineParser, UserError
 from dataset import random_mask
 from evaluation.baselines import CLASSICAL, FLOORS
 from evaluation.evaluate import to_bytes
-from files import atomic_path
 from imaging.cache import read_image, resize_image
 from inference.inpainter import Inpainter, to_tensor
+from utils import OneLineParser, UserError, atomic_path
 
 NAMES = (
     "astronaut.png", "brick.png", "camera.png", "chelsea.png", "coffee.png", "grass.png", "gravel.png",

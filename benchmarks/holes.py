@@ -5,10 +5,10 @@ from pathlib import Path
 
 import torch
 
-from cli import OneLineParser
 from dataset import InpaintingDataset
 from inference.inpainter import load_network
 from models import InpaintingNetwork
+from utils import OneLineParser
 
 Holes = list[tuple[torch.Tensor, torch.Tensor]]
 

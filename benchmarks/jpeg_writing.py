@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from files import atomic_path
 from imaging.image_file import ImageFile
+from utils import atomic_path
 
 QUALITY = 95  # at which all of a JPEG was written anew
 

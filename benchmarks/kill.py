@@ -20,8 +20,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from cli import OneLineParser
-from utils import load_checkpoint
+from inference.checkpoints import load_checkpoint
+from utils import OneLineParser
 
 ROOT = Path(__file__).parents[1]
 TIMES = {"seconds", "images_per_s", "elapsed_s"}  # differ from run to run

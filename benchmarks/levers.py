@@ -11,9 +11,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import metrics
-from cli import OneLineParser, UserError
 from dataset import InpaintingDataset
 from inference.inpainter import Inpainter
+from utils import OneLineParser, UserError
 
 LEVERS: tuple[dict[str, Any], ...] = (
     {},

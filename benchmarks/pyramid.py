@@ -17,8 +17,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import metrics
 from benchmarks.holes import parse_holes
-from cli import UserError
 from models import InpaintingNetwork
+from utils import UserError
 
 
 class Traced(InpaintingNetwork):

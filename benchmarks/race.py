@@ -22,9 +22,9 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import models
-from cli import OneLineParser
 from config import parse_config
 from dataset import InpaintingDataset
+from inference.device import seed_everything
 from models import (
     ChannelNorm,
     InpaintingNetwork,
@@ -34,7 +34,7 @@ from models import (
 )
 from train import fit_prior, make_loaders
 from training.state import Run, keep_freed_memory, make_criterion, train_step
-from utils import seed_everything
+from utils import OneLineParser
 
 WHOLE = 2**31  # a pyramid's base that no image is larger than
 BUCKETS = ((0.1, 0.2), (0.2, 0.4), (0.4, 0.6))

@@ -6,9 +6,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from cli import OneLineParser, UserError
 from evaluation.report import bucket_table, method_table
-from files import write_text
+from utils import OneLineParser, UserError, write_text
 
 INTRODUCTION = """# Results
 

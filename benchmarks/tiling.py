@@ -17,9 +17,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import metrics
-from cli import OneLineParser, UserError
 from dataset import InpaintingDataset
 from inference.inpainter import Inpainter, tiles, to_tensor
+from utils import OneLineParser, UserError
 
 
 def psnr(filled: np.ndarray, image: np.ndarray, hole: np.ndarray) -> float:

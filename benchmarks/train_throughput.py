@@ -24,12 +24,12 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from cli import OneLineParser
 from config import Config, get_config
 from dataset import InpaintingDataset, get_dataloaders
 from losses import InpaintingLoss
 from train import make_loaders
 from training.state import Run, keep_freed_memory, train_step
+from utils import OneLineParser
 
 LEVERS = {  # memory kept, denormals flushed, channels last, bfloat16
     "plain: eager, NCHW, float32": (),

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from files import atomic_path
+from utils import atomic_path
 
 METRICS = {  # title, digits
     "psnr": ("PSNR, dB", 2),

@@ -9,19 +9,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from cli import UserError
 from dataset import SAMPLE, InpaintingDataset, Loader, list_root, report_unreadable
 from evaluation.baselines import FLOORS
 from evaluation.evaluate import OUTPUTS, ScoreSettings, save_attention, score_folder, summary_lines, versions
 from evaluation.frechet import FrechetDistance
 from evaluation.mask_packs import PackDataset, make_pack
-from files import write_json
+from inference.checkpoints import weights_digest
+from inference.device import seed_everything, select_device
 from inference.fill_files import REPORT_FILES, FillSettings, Job, fill_folder, fill_job, print_job, read_named
 from inference.inpainter import Inpainter, Network, load_network, small_copy, to_tensor
 from inference.onnx_network import OnnxNetwork
+from inference.visualize import comparison_grid
 from metrics import MetricsCalculator, lpips_score
 from models import InpaintingNetwork
-from utils import comparison_grid, seed_everything, select_device, weights_digest
+from utils import UserError, write_json
 
 DEFAULT_SIZE = 256  # pixels, of a pack
 

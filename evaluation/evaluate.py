@@ -19,11 +19,11 @@ from evaluation.frechet import FrechetDistance
 from evaluation.gallery import Against, Entry, gallery_writer, viridis
 from evaluation.mask_packs import bucket_of
 from evaluation.report import Scored, make_report, signed, to_csv, to_markdown
-from files import atomic_path, write_json, write_text
 from inference.inpainter import Network
+from inference.visualize import comparison_grid, heatmap_grid
 from metrics import all_metrics
 from models import InpaintingNetwork, attention_heatmaps
-from utils import comparison_grid, heatmap_grid
+from utils import atomic_path, write_json, write_text
 
 MAX_ROWS = 16  # of test_results.png
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from cli import UserError
+from utils import UserError
 
 WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"  # torch-fidelity's InceptionV3, as in the original FID
 

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from files import atomic_path
+from utils import atomic_path
 
 PAGE = Path(__file__).with_name("gallery.html")
 QUALITY = 88  # of the WebP pictures, which are for looking at: scores are computed before

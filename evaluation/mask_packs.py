@@ -12,7 +12,6 @@ from PIL import Image
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from cli import UserError
 from dataset import (
     choose,
     list_root,
@@ -21,9 +20,9 @@ from dataset import (
     random_mask,
     random_rectangular_mask,
 )
-from files import atomic_path
 from imaging.cache import IMAGES, open_pixels
 from imaging.mask_file import Hole, read_mask, summarise
+from utils import UserError, atomic_path
 
 FORMAT = "msse-pack-1"
 BUCKETS = ((0.01, 0.1), (0.1, 0.2), (0.2, 0.3), (0.3, 0.4), (0.4, 0.5), (0.5, 0.6))

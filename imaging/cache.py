@@ -20,10 +20,9 @@ from filelock import FileLock
 from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
-from cli import UserError
-from files import atomic_path
 from imaging.image_file import OPENED, read_colors, reading
 from imaging.mask_file import extremes, read_mask
+from utils import UserError, atomic_path
 
 FORMAT = 3  # of what a cache file holds; another number rebuilds all
 MAX_ASPECT = 4  # long side to short side of a kept picture

@@ -10,8 +10,6 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from cli import UserError
-from files import atomic_path
 from imaging.formats import png
 from imaging.formats.heif import HeifFile
 from imaging.formats.jpeg import JpegFile
@@ -20,6 +18,7 @@ from imaging.formats.tiff import TiffImage
 from imaging.inventory import find_losses, jpeg_segments, take_inventory
 from imaging.metadata import orientation_of, with_orientation
 from imaging.raster import RAW_ERROR, WHOLE, Raster, Region, stored
+from utils import UserError, atomic_path
 
 Image.MAX_IMAGE_PIXELS = None  # sizes are checked here, where a limit is asked for
 

@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from cli import UserError
 from imaging.image_file import ImageFile, read_colors
+from utils import UserError
 
 MAX_GREY = 0.01  # share of a mask's pixels that may be neither black nor white
 MAX_ASPECT_ERROR = 0.02  # of a mask of another size

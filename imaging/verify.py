@@ -12,12 +12,12 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-from cli import UserError
 from imaging.formats.jpeg import silent_stderr
 from imaging.formats.png import plain_samples
 from imaging.image_file import ImageFile
 from imaging.metadata import ORIENTATION
 from imaging.raster import CHANNELS, stored
+from utils import UserError
 
 Reader = Callable[[Path], np.ndarray | None]
 PILLOW_WROTE = {"GIF", "WEBP", "BMP", "JPEG2000", "AVIF", "PCX", "SGI", "TGA", "PPM", "HEIF"}

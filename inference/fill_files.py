@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm import tqdm
 
-from cli import UserError
-from files import find_images
+from imaging.files import find_images
 from imaging.image_file import SUFFIXES, ImageFile, becomes_png, reason_of, sniff_file
 from imaging.mask_file import (
     Hole,
@@ -28,6 +27,7 @@ from imaging.mask_file import (
     read_hole,
 )
 from imaging.verify import verify
+from utils import UserError
 
 if TYPE_CHECKING:  # what is read and refused here needs no torch, which is slow to import
     from inference.inpainter import Inpainter

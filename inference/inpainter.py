@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from cli import UserError
 from imaging.mask_file import binarise, colors_of
+from inference.checkpoints import load_checkpoint, weights_digest
+from inference.device import select_device
 from inference.onnx_network import OnnxNetwork
 from models import InpaintingNetwork, pull
-from utils import load_checkpoint, select_device, weights_digest
+from utils import UserError
 
 WEIGHTS = Path(__file__).parents[1] / "weights"  # those that come with the project
 WHOLE = 512  # pixels a side up to which the network completes a picture in one piece

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cli import UserError
+from utils import UserError
 
 FORMAT = "msse-inpainting-export-1"  # what the metadata of a file that `export.py` wrote begins with
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import ablation
-from cli import UserError
 from evaluation.ablation_table import Result, differences, over_seeds, rows_of, to_csv, to_markdown
+from utils import UserError
 
 SMALL = ["--config=debug", "--base_channels=4", "--bottleneck_depth=1", "--image_size=32", "--num_workers=0"]
 SMALL += ["--device=cpu", "--epochs=1", "--train_subset=2", "--val_subset=2"]

@@ -25,8 +25,8 @@ from conftest import REPOSITORY, photograph
 from PIL import Image
 
 import app
-from cli import UserError
 from imaging.image_file import ImageFile
+from utils import UserError
 from web import page as the_page
 from web.sessions import Session, Sessions, safe_name
 

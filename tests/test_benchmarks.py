@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from benchmarks import attention, gallery, pyramid
+from inference.checkpoints import save_checkpoint
 from models import InpaintingNetwork
-from utils import save_checkpoint
 
 ARCHITECTURE = {"base_channels": 4, "bottleneck_depth": 1}
 

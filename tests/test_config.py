@@ -2,8 +2,8 @@ import dataclasses
 
 import pytest
 
-from cli import UserError
 from config import PRESETS, Config, get_config, parse_config
+from utils import UserError
 
 ROOTS = ["--train_root", "sample", "--val_root", "sample"]
 

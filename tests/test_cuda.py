@@ -10,9 +10,9 @@ import torch
 from conftest import awake
 
 from config import get_config
+from inference.checkpoints import load_checkpoint
 from models import InpaintingNetwork
 from train import train
-from utils import load_checkpoint
 
 DEVICE = torch.device("cuda")
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

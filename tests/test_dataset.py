@@ -13,7 +13,6 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 import imaging.cache
-from cli import UserError, one_line
 from dataset import (
     EpochSampler,
     InpaintingDataset,
@@ -24,10 +23,11 @@ from dataset import (
     random_rectangular_mask,
     validation_loader,
 )
-from files import find_images, is_shards
 from imaging.augment import Augmentation, Cut
 from imaging.cache import read_image, resize_image
+from imaging.files import find_images
 from imaging.mask_file import read_hole
+from utils import UserError, is_shards, one_line
 
 MASKS = [random_free_form_mask, random_rectangular_mask, random_mask]
 

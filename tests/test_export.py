@@ -12,11 +12,11 @@ from PIL import Image
 
 import export
 import test as evaluation
-from cli import UserError
 from exporters.traceable import Level
+from inference.checkpoints import save_checkpoint, weights_digest
 from inference.inpainter import Inpainter
 from models import InpaintingNetwork
-from utils import save_checkpoint, weights_digest
+from utils import UserError
 
 onnx = pytest.importorskip("onnx", reason="exporting to ONNX needs onnx")
 onnxruntime = pytest.importorskip("onnxruntime", reason="running ONNX files needs onnxruntime")

@@ -13,7 +13,6 @@ import torch
 from conftest import REPOSITORY, malformed, photograph
 from PIL import Image, ImageCms
 
-from cli import UserError
 from imaging.formats.jpeg import JpegFile
 from imaging.image_file import ImageFile
 from imaging.verify import verify
@@ -21,6 +20,7 @@ from inference import fill_files
 from inference.fill_files import FillSettings, Job, fill_folder, fill_job, open_single, print_job
 from inference.inpainter import Inpainter
 from models import InpaintingNetwork
+from utils import UserError
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from cli import UserError
 from evaluation.frechet import FrechetDistance
+from utils import UserError
 
 pytest.importorskip("torchmetrics", reason="torchmetrics is optional")
 

@@ -17,8 +17,6 @@ from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
 import imaging.cache
-from cli import UserError
-from files import EXTENSIONS
 from imaging import image_file
 from imaging.cache import (
     IMAGES,
@@ -31,6 +29,8 @@ from imaging.cache import (
     read_scaled,
     short_side_of,
 )
+from imaging.files import EXTENSIONS
+from utils import UserError
 
 
 def test_pictures_of_every_mode_are_read_right(tmp_path: Path) -> None:

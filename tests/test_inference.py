@@ -25,9 +25,9 @@ from inpainter.inpainter import (
 from PIL import Image
 
 import inference.inpainter
-from cli import UserError
+from inference.checkpoints import save_checkpoint
 from models import InpaintingNetwork, pull, resize
-from utils import save_checkpoint
+from utils import UserError
 
 
 @pytest.fixture(scope="module")

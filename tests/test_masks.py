@@ -7,7 +7,6 @@ import pytest
 import tifffile
 from PIL import Image
 
-from cli import UserError
 from imaging.image_file import ImageFile
 from imaging.mask_file import (
     alpha_hole,
@@ -24,6 +23,7 @@ from imaging.mask_file import (
     summarise,
 )
 from inference.inpainter import as_hole
+from utils import UserError
 
 HOLE = np.zeros((20, 30), bool)
 HOLE[4:12, 10:25] = True

@@ -6,7 +6,6 @@ import torch
 from conftest import SHARED, photograph
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from cli import UserError
 from metrics import (
     MAX_PSNR,
     MetricsCalculator,
@@ -18,6 +17,7 @@ from metrics import (
     seam_jump,
     ssim,
 )
+from utils import UserError
 
 WANG = {
     "gaussian_weights": True,

@@ -11,8 +11,8 @@ from conftest import photograph
 from PIL import Image
 
 import test as evaluation
-from cli import UserError
 from evaluation.mask_packs import BUCKETS, PackDataset, bucket_of, make_pack
+from utils import UserError
 
 
 @pytest.fixture

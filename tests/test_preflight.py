@@ -16,12 +16,12 @@ from conftest import photograph
 from PIL import Image
 
 import data_scan
-from cli import UserError
 from config import Config, get_config
 from data_scan import Scan, find_overlap, scan
 from dataset import InpaintingDataset
 from training import dry_run
 from training.dry_run import measure, peak_resident, predict, report
+from utils import UserError
 
 
 def look(root: Path | str, training: bool = True, size: int = 32) -> Scan:

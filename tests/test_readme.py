@@ -11,8 +11,8 @@ import app
 import export
 import metric_tracker
 import test as evaluation
-from cli import UserError
 from config import PRESETS, parse_config
+from utils import UserError
 
 README = (REPOSITORY / "README.md").read_text()
 

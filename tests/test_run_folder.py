@@ -13,8 +13,8 @@ import pytest
 from conftest import REPOSITORY
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from cli import UserError
 from config import Config, get_config
+from inference.checkpoints import save_checkpoint
 from training.run_dir import (
     EventLog,
     changed_settings,
@@ -25,7 +25,7 @@ from training.run_dir import (
     training_goes_on,
     try_to_save,
 )
-from utils import save_checkpoint
+from utils import UserError
 
 
 @pytest.fixture

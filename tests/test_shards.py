@@ -15,11 +15,10 @@ from PIL import Image
 
 import dataset
 import shards
-from cli import UserError
 from dataset import InpaintingDataset, get_dataloaders
-from files import is_shards
 from imaging.augment import Augmentation
 from shards import ShardDataset, count_samples, expand, set_position, shard_loader
+from utils import UserError, is_shards
 
 webdataset = pytest.importorskip("webdataset", reason="shards need the optional webdataset library")
 

@@ -16,13 +16,13 @@ from conftest import REPOSITORY, photograph
 from PIL import Image
 
 import train as train_module
-from cli import UserError
 from config import Config, get_config
+from inference.checkpoints import load_checkpoint, save_checkpoint
 from losses import InpaintingLoss
 from train import Interrupted, main, make_loaders, train
 from training import state as run_module
 from training.state import FINAL_LR, Run, ema_update, lr_factor, train_step
-from utils import load_checkpoint, save_checkpoint
+from utils import UserError
 
 MUON = {"optimizer": "muon", "base_channels": 16}
 

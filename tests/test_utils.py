@@ -4,18 +4,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from cli import UserError
-from files import atomic_path
-from utils import (
-    boundary_band,
-    comparison_grid,
-    dilate,
-    load_checkpoint,
-    load_trunk,
-    save_checkpoint,
-    seed_everything,
-    select_device,
-)
+from inference.checkpoints import load_checkpoint, save_checkpoint
+from inference.device import seed_everything, select_device
+from inference.visualize import comparison_grid
+from metrics import boundary_band, dilate, load_trunk
+from utils import UserError, atomic_path
 
 
 def test_the_band_holds_both_sides_of_the_edge_and_nothing_else() -> None:

@@ -12,12 +12,12 @@ import pytest
 import torch
 from conftest import REPOSITORY, photograph
 
-from cli import UserError
 from config import get_config
 from imaging.cache import read_image
+from inference.checkpoints import load_checkpoint, save_checkpoint, weights_digest
 from inference.inpainter import Inpainter, load_network
 from models import InpaintingNetwork
-from utils import load_checkpoint, save_checkpoint, weights_digest
+from utils import UserError
 
 ARCHITECTURE = {"base_channels": 4, "bottleneck_depth": 1}
 

@@ -13,13 +13,12 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from cli import UserError
 from config import Config
 from data_scan import Scan, find_overlap, scan
 from dataset import MAX_UNREADABLE, MaskFolder, all_too_small, random_mask
-from files import is_shards
+from inference.device import select_device
 from training.state import Run, make_criterion, set_up_process, train_step
-from utils import select_device
+from utils import UserError, is_shards
 
 EXAMPLES = 5  # problems of a kind that are named
 ROUNDS = 3  # measured steps, after one that is not

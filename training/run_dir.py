@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from filelock import FileLock, Timeout
 
-from cli import UserError
 from config import Config
-from files import atomic_path
-from utils import load_checkpoint, save_checkpoint
+from inference.checkpoints import load_checkpoint, save_checkpoint
+from utils import UserError, atomic_path
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

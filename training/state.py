@@ -12,14 +12,14 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from cli import UserError
 from config import Config
+from inference.device import has_bfloat16, seed_everything
 from inference.inpainter import load_network
 from losses import InpaintingLoss
 from metric_tracker import MetricsTracker
 from models import InpaintingNetwork
 from training.optimizers import Muon
-from utils import has_bfloat16, seed_everything
+from utils import UserError
 
 FINAL_LR = 0.01  # share of the peak learning rate left at the end
 LEAST_MATRIX = 16  # channels

@@ -16,11 +16,11 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from cli import UserError, one_line
 from evaluation.gallery import viridis
 from imaging.image_file import ImageFile, read_colors
 from imaging.mask_file import doctor, read_hole
 from inference.fill_files import FillSettings, Job, Source, fill_job, open_job, targets_of
+from utils import UserError, one_line
 from web.sessions import Session, Sessions
 
 if TYPE_CHECKING:  # slow to import

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from cli import UserError
+from utils import UserError
 
 MAX_SESSIONS = 256
 MAX_FILES = 500  # of a session; the editor uploads three a stroke

@@ -9,8 +9,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from cli import OneLineParser, UserError
-from utils import load_checkpoint, save_checkpoint, weights_digest
+from inference.checkpoints import load_checkpoint, save_checkpoint, weights_digest
+from utils import OneLineParser, UserError
 
 
 def pack(checkpoint: Path, data: str, reports: list[Path]) -> dict:

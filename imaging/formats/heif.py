@@ -5,9 +5,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from cli import UserError
 from imaging.metadata import PREFIX, Metadata, orientation_of, with_orientation, without_previews
 from imaging.raster import Raster
+from utils import UserError
 
 QUALITY = 95
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # by channels

@@ -9,7 +9,6 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image
 
-from cli import UserError
 from imaging.metadata import (
     XMP_NOTE,
     Metadata,
@@ -18,6 +17,7 @@ from imaging.metadata import (
     without_previews,
 )
 from imaging.raster import Raster
+from utils import UserError
 
 QUALITY = 95  # of lossy formats
 PLAIN = {"BMP", "DIB", "PPM", "SGI", "TGA"}  # formats whose rows may lie uncompressed in the file

@@ -13,10 +13,10 @@ import imagecodecs
 import numpy as np
 import tifffile
 
-from cli import UserError
 from imaging.formats.tiff_structure import LONG, TYPE_SIZES, Directory, Field, Structure, erase, overlapping
 from imaging.metadata import orientation_of
 from imaging.raster import RAW_ERROR, Raster
+from utils import UserError
 
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it prints what it finds odd; we raise or go on
 

@@ -9,8 +9,8 @@ from typing import Literal
 
 import numpy as np
 
-from cli import UserError
 from imaging.raster import RAW_ERROR
+from utils import UserError
 
 EXIF_TAGS = (34665, 34853, 40965)  # EXIF, GPS, interoperability: offsets of further directories
 SHORT, LONG, LONG8 = 3, 4, 16

@@ -16,8 +16,8 @@ import tifffile
 from kinds import BOX, IPTC, SRGB, Kind, every_kind
 from PIL import Image, ImageOps
 
-from cli import UserError
 from imaging.image_file import ImageFile
+from utils import UserError
 
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # it prints what it thinks of unknown tags
 

@@ -15,10 +15,10 @@ import tifffile
 from conftest import malformed, photograph
 from PIL import Image, ImageCms, PngImagePlugin
 
-from cli import UserError
 from imaging.formats.png import read_chunks, write_chunks
 from imaging.image_file import ImageFile
 from imaging.raster import WHOLE, nearest, stored, upright
+from utils import UserError
 
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 FORMATS = {

@@ -15,8 +15,8 @@ import tifffile
 from conftest import photograph
 from PIL import Image, TiffImagePlugin
 
-from cli import UserError
 from imaging.formats.tiff import TiffImage, erase, overlapping, pack_rows, without_thumbnails
+from utils import UserError
 
 H, W = 37, 53
 HOLE = np.zeros((H, W), bool)

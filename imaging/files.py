@@ -1,32 +1,25 @@
-"""Picture files in folders, and files that are written whole or not at all."""
+"""Image files in folders."""
 
-import contextlib
-import json
 import os
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from PIL import features
 
-from cli import UserError
+from utils import UserError
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+
+
 EXTENSIONS |= {".avif"} if features.check("avif") else set()  # with a recent Pillow
+
+
 EXTENSIONS |= {".heic", ".heif"} if find_spec("pillow_heif") else set()  # with the optional library
+
+
 SYSTEM_FOLDERS = {"@eaDir", "__MACOSX"}  # thumbnails and leftovers that a NAS or macOS puts beside pictures
-
-
-def split_roots(root: str) -> list[str]:
-    """The folders or shards of a root, joined by the system's path separator; a path that exists is one."""
-    return [root] if os.path.exists(root) else root.split(os.pathsep)
-
-
-def is_shards(root: str) -> bool:
-    """Whether a root names tar files, and not folders."""
-    return any(part.endswith(".tar") and not os.path.isdir(part) for part in split_roots(root))
 
 
 def find_images(root: Path, flag: str, extensions: Collection[str] = EXTENSIONS) -> list[Path]:
@@ -67,28 +60,3 @@ def find_images(root: Path, flag: str, extensions: Collection[str] = EXTENSIONS)
             f"{flag}: no images in {root} (found {kinds}; looked for {', '.join(sorted(extensions))})"
         )
     return images
-
-
-@contextlib.contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; rename it over `path` on success, remove it on failure."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    start = os.fsdecode(os.fsencode(path.name)[:200])  # a name may have 255 bytes
-    temporary = path.with_name(f".{start}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_text(text: str, path: Path) -> None:
-    with atomic_path(path) as temporary:
-        # a name that is not UTF-8 is written as the bytes that it is
-        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
-
-
-def write_json(content: dict[str, Any], path: Path) -> None:
-    write_text(json.dumps(content, indent=2) + "\n", path)

@@ -1,0 +1,39 @@
+"""The device that computes, and arithmetic that repeats on it."""
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+
+from utils import UserError
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch, and make cuDNN choose deterministic algorithms."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    torch.backends.cudnn.deterministic = True
+
+
+def select_device(name: str) -> torch.device:
+    """`auto` is CUDA, else MPS, else CPU; any other name is taken at its word, or refused if it is absent."""
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(kind for kind, available in present.items() if available))
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"--device: no such device: {name} (auto, cuda, cuda:1, mps or cpu)") from None
+    if not present.get(device.type, False) or (device.index or 0) >= max(1, torch.cuda.device_count()):
+        raise UserError(f"--device: {name} is not available on this machine")
+    return device
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether a device multiplies in bfloat16; of others, torch computes as if, and slowly."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # of torch 2.11 and later
+    return device.type == "cpu" and any(capabilities.get(f"{kind}bf16") for kind in ("avx512_", "amx_", ""))
