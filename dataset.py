@@ -2,144 +2,40 @@
 
 import math
 import sys
-import zlib
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
-import skimage
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from imaging.augment import UNCHANGED, Augmentation, Cut
-from imaging.cache import IMAGES, INVERTED_MASKS, MASKS, open_pixels, short_side_of
-from imaging.files import EXTENSIONS, find_images
-from imaging.mask_file import masks_by_image, summarise
-from utils import UserError, split_roots
+from imaging.augment import UNCHANGED, Augmentation
+from imaging.cache import IMAGES, open_pixels
+from imaging.files import (
+    MAX_UNREADABLE,
+    SAMPLE,
+    all_too_small,
+    choose,
+    list_root,
+    name_digest,
+    too_small,
+)
+from imaging.random_masks import random_free_form_mask, random_rectangular_mask
+from imaging.read import short_side_of
+from imaging.sample import MaskFolder, make_item
+from utils import UserError
 
-MAX_UNREADABLE = 0.01  # share of a folder
-
-SAMPLE = "sample"  # reserved root: crops of photographs that the scikit-image wheel carries
-SAMPLE_CROPS = 100
-SAMPLE_PHOTOGRAPHS = {
-    "train": ("chelsea.png", "coffee.png", "hubble_deep_field.jpg", "motorcycle_left.png", "retina.jpg"),
-    "val": ("astronaut.png", "rocket.jpg"),
-}
-
-# --- masks -------------------------------------------------------------------------------------------
-
-Coverage = float | tuple[float, float]
-Draw = Callable[[np.ndarray, np.random.Generator], tuple[float, float]]
-
-
-def random_free_form_mask(
-    height: int, width: int, coverage: Coverage = (0.1, 0.4), generator: np.random.Generator | None = None
-) -> np.ndarray:
-    """Brush strokes that turn at random, as if drawn by hand, until the requested share is missing.
-
-    After Yu et al., "Free-Form Image Inpainting with Gated Convolution", ICCV 2019, algorithm 1; ours
-    ends, if need be in the middle of a stroke, at the requested coverage.
-
-    Args:
-        coverage: the share of missing pixels, in [0, 1]; of a range, a share is drawn evenly.
-
-    Returns:
-        (height, width) uint8 in {0, 1}, 1 = missing; the share is met to one pixel.
-    """
-    generator = generator or np.random.default_rng()
-    canvas = np.zeros((height, width), np.uint8)
-    return _fill_to(draw_share(coverage, generator), canvas, _draw_stroke, generator)
-
-
-def random_rectangular_mask(
-    height: int, width: int, coverage: Coverage = (0.1, 0.4), generator: np.random.Generator | None = None
-) -> np.ndarray:
-    """Rectangles, some across the border, until the requested share is missing.
-
-    Arguments and result as of `random_free_form_mask`.
-    """
-    generator = generator or np.random.default_rng()
-    canvas = np.zeros((height, width), np.uint8)
-    return _fill_to(draw_share(coverage, generator), canvas, _draw_rectangle, generator)
-
-
-def random_mask(height: int, width: int, coverage: Coverage, generator: np.random.Generator) -> np.ndarray:
-    """The mixture: half of the masks strokes, a quarter rectangles, a quarter equal areas of both.
-
-    Arguments and result as of `random_free_form_mask`.
-    """
-    kind = generator.integers(4)
-    if kind < 2:
-        return random_free_form_mask(height, width, coverage, generator)
-    if kind == 2:
-        return random_rectangular_mask(height, width, coverage, generator)
-    share = draw_share(coverage, generator)
-    canvas = random_rectangular_mask(height, width, share / 2, generator)
-    return _fill_to(share, canvas, _draw_stroke, generator)
-
-
-def draw_share(coverage: Coverage, generator: np.random.Generator) -> float:
-    """A share of missing pixels, drawn evenly from a range, or the one given."""
-    low, high = coverage if isinstance(coverage, tuple | list) else (coverage, coverage)
-    if not 0 <= low <= high <= 1:
-        raise ValueError(f"coverage must be a share in [0, 1] or a range of shares, got {coverage}")
-    return float(generator.uniform(low, high))
-
-
-def _fill_to(share: float, canvas: np.ndarray, draw: Draw, generator: np.random.Generator) -> np.ndarray:
-    """Draw shapes on `canvas` until `share` of it is 1; the last shape is cut across at the exact pixel."""
-    target = round(share * canvas.size)
-    while cv2.countNonZero(canvas) < target:
-        before = canvas.copy()
-        direction_x, direction_y = draw(canvas, generator)
-        excess = cv2.countNonZero(canvas) - target
-        if excess > 0:
-            rows, columns = np.nonzero(canvas > before)
-            along = columns * direction_x + rows * direction_y
-            last = np.argpartition(along, -excess)[-excess:]
-            canvas[rows[last], columns[last]] = 0
-    return canvas
-
-
-def _draw_stroke(canvas: np.ndarray, generator: np.random.Generator) -> tuple[float, float]:
-    height, width = canvas.shape
-    side = (height + width) / 2
-    chance = generator.random(5 + 2 * 8)
-    angle, thickness = 2 * np.pi * chance[0], side * (0.03 + 0.09 * chance[1])
-    vertices = 2 + int(7 * chance[2])
-    turns = angle + np.cumsum(2.4 * chance[5 : 5 + vertices] - 1.2)
-    lengths = side * (0.04 + 0.12 * chance[13 : 13 + vertices])
-    points = np.empty((vertices + 1, 2))
-    points[0] = chance[3] * width, chance[4] * height
-    points[1:, 0] = points[0, 0] + np.cumsum(lengths * np.cos(turns))
-    points[1:, 1] = points[0, 1] + np.cumsum(lengths * np.sin(turns))
-    cv2.polylines(canvas, [points.round().astype(np.int32)], False, 1, max(1, round(thickness)))
-    return float(np.cos(angle)), float(np.sin(angle))
-
-
-def _draw_rectangle(canvas: np.ndarray, generator: np.random.Generator) -> tuple[float, float]:
-    height, width = canvas.shape
-    h = max(1, round(height * generator.uniform(0.1, 0.5)))
-    w = max(1, round(width * generator.uniform(0.1, 0.5)))
-    top, left = generator.integers(-h // 2, height - h // 2), generator.integers(-w // 2, width - w // 2)
-    canvas[max(top, 0) : max(top + h, 1), max(left, 0) : max(left + w, 1)] = 1
-    return (1.0, 0.0) if generator.integers(2) else (0.0, 1.0)
-
-
-# --- dataset -----------------------------------------------------------------------------------------
-
-
-def too_small(short_side: float, image_size: int, max_enlarge: float) -> bool:
-    """Whether `--max_enlarge` leaves a picture out of training at a size; at 0 it leaves out none."""
-    return 0 < max_enlarge * short_side < image_size
-
-
-def all_too_small(root: str, image_size: int) -> UserError:
-    """The error where `--max_enlarge` leaves nothing."""
-    return UserError(f"--max_enlarge: every picture in {root} is too small for {image_size} pixels")
+__all__ = [
+    "EpochSampler",
+    "InpaintingDataset",
+    "Loader",
+    "get_dataloaders",
+    "random_free_form_mask",
+    "random_rectangular_mask",
+    "report_unreadable",
+    "validation_loader",
+]
 
 
 class InpaintingDataset(Dataset):
@@ -241,110 +137,6 @@ class InpaintingDataset(Dataset):
             random_crop=self.random_crops,
             random_flip=self.training,
         )
-
-
-def make_item(
-    image: np.ndarray,
-    name: str,
-    generator: np.random.Generator,
-    *,
-    image_size: int,
-    coverage: tuple[float, float],
-    masks: "MaskFolder | None" = None,
-    augmentation: Augmentation = UNCHANGED,
-    random_crop: bool = True,
-    random_flip: bool = True,
-) -> dict[str, Any]:
-    """One item of `InpaintingDataset` from a decoded picture; every draw comes from `generator`.
-
-    Args:
-        image: (H, W, 3) uint8, its shorter side `image_size / augmentation.min_crop` pixels or more.
-        masks: to be used instead of drawn masks of the range `coverage`.
-        random_crop: else the centre is cut out.
-    """
-    cut = augmentation.draw_cut(image.shape, image_size, generator, centered=not random_crop)
-    flip = random_flip and generator.random() < 0.5
-    if masks is None:
-        mask = random_mask(image_size, image_size, coverage, generator)
-    else:
-        mask = masks.read(name, image.shape[:2], cut, image_size, generator)
-    colors = cut.take(image, image_size).astype(np.float32) / 255
-    if flip:
-        colors, mask = colors[:, ::-1], mask[:, ::-1]
-    colors = augmentation.recolor(colors, generator)
-    return {
-        "image": torch.from_numpy(np.ascontiguousarray(colors.transpose(2, 0, 1))),
-        "mask": torch.from_numpy(mask[None].astype(np.float32)),
-        "name": name,
-    }
-
-
-def name_digest(name: str) -> int:
-    """32 bits that stand for a file's name, which need not be UTF-8."""
-    return zlib.crc32(name.encode(errors="surrogatepass"))
-
-
-def choose(count: int, max_images: int | None, seed: int) -> list[int]:
-    """Indices of at most `max_images` of so many images, in order, chosen by the seed; None for all."""
-    if max_images is None or max_images >= count:
-        return list(range(count))
-    return np.sort(np.random.default_rng(seed).permutation(count)[:max_images]).tolist()
-
-
-def list_root(root: str, training: bool, flag: str) -> tuple[list[Path], list[str]]:
-    """The files of a root and the name of each: its path in the root, without extension if that is unique."""
-    if root == SAMPLE:
-        folder = Path(skimage.__file__).parent / "data"
-        photographs = SAMPLE_PHOTOGRAPHS["train" if training else "val"]
-        paths = [folder / photographs[i % len(photographs)] for i in range(SAMPLE_CROPS)]
-        return paths, [f"{path.stem}-{i:02d}" for i, path in enumerate(paths)]
-    paths, files = [], []
-    for part in split_roots(root):
-        images = find_images(Path(part), flag)
-        paths += images
-        files += [path.relative_to(part) for path in images]
-    stems = Counter(file.with_suffix("") for file in files)
-    names = [(file if stems[file.with_suffix("")] > 1 else file.with_suffix("")).as_posix() for file in files]
-    repeated = Counter(names)  # in several roots
-    return paths, [f"{i}-{name}" if repeated[name] > 1 else name for i, name in enumerate(names)]
-
-
-class MaskFolder:
-    """Mask files made by others: an image's own, by path or by stem, else any of them.
-
-    What is odd about them is said on the standard error, every kind of oddity once.
-    """
-
-    def __init__(self, root: Path, image_size: int, invert: bool, cache_dir: str | Path | None) -> None:
-        files = find_images(root, "--mask_root")
-        kind = INVERTED_MASKS if invert else MASKS
-        self.pixels = open_pixels(files, image_size, kind, cache_dir, label="masks")
-        if self.pixels.unreadable:
-            raise UserError(f"--mask_root: {self.pixels.unreadable[0]}")
-        by_image, notes = masks_by_image(files, root)
-        position = {path: i for i, path in enumerate(files)}
-        self.index = {name: position[path] for name, path in by_image.items()}
-        names = [str(path.relative_to(root)) for path in files]
-        for note in [*summarise(zip(names, self.pixels.findings, strict=True)), *notes]:
-            print(f"note: --mask_root {root}: {note}", file=sys.stderr)
-
-    def read(
-        self,
-        name: str,
-        shape: tuple[int, ...],
-        cut: Cut,
-        size: int,
-        generator: np.random.Generator,
-    ) -> np.ndarray:
-        """(size, size) uint8 in {0, 1}: the image's own mask cropped as the image is, or any, scaled."""
-        stem, _, extension = name.rpartition(".")
-        name = stem if f".{extension}".lower() in EXTENSIONS else name
-        own = self.index.get(name, self.index.get(name.rpartition("/")[2]))
-        mask = self.pixels[int(generator.integers(len(self.pixels))) if own is None else own]
-        if own is not None:
-            mask = cv2.resize(mask, (shape[1], shape[0]), interpolation=cv2.INTER_NEAREST)
-            return cut.take(mask, size, nearest=True)
-        return cv2.resize(mask, (size, size), interpolation=cv2.INTER_NEAREST)
 
 
 def report_unreadable(dataset: InpaintingDataset) -> None:

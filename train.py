@@ -18,15 +18,14 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from config import Config, parse_config
-from dataset import get_dataloaders, report_unreadable, validation_loader
-from imaging.augment import Augmentation
+from dataset import report_unreadable
 from inference.device import select_device
 from inference.visualize import comparison_grid, heatmap_grid
 from losses import InpaintingLoss, masked_mean
 from metrics import MetricsCalculator, lpips_score
 from models import InpaintingNetwork, attention_heatmaps, pull, push_pull
-from shards import set_position, shard_loader
 from training import dry_run
+from training.loaders import loaders_of, make_loaders, set_position
 from training.process import process_group
 from training.run_dir import (
     EventLog,
@@ -424,46 +423,6 @@ def finish_epoch(
             run.tracker.draw(folder / "visualizations")
         print(f"epoch {run.epoch}: " + ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
     writer.flush()
-
-
-def make_loaders(run: Run) -> tuple[DataLoader, DataLoader]:
-    """This process's training images at the run's present size, validation images at the configuration's."""
-    return loaders_of(run.config, run.size, run.batch_size, run.rank, run.num_processes)
-
-
-def loaders_of(
-    config: Config, size: int, batch_size: int, rank: int = 0, num_processes: int = 1
-) -> tuple[DataLoader, DataLoader]:
-    """Training images of `size` pixels, validation images of the configuration's size."""
-    shared: dict[str, Any] = {
-        "coverage": config.mask_coverage,
-        "mask_root": config.mask_root,
-        "invert_mask": config.invert_mask,
-        "num_workers": config.num_workers,
-        "seed": config.seed,
-        "cache_dir": config.cache_dir if config.cache else None,
-    }
-    augmentation = Augmentation(config.min_crop, config.rotate, config.color_jitter)
-    mine: dict[str, Any] = {"augmentation": augmentation, "rank": rank, "num_processes": num_processes}
-    if not is_shards(config.train_root):
-        return get_dataloaders(
-            config.train_root,
-            config.val_root,
-            batch_size,
-            size,
-            val_size=config.image_size,
-            train_subset=config.train_subset or None,
-            val_subset=config.val_subset or None,
-            max_enlarge=config.max_enlarge,
-            **mine,
-            **shared,
-        )
-    train_loader = shard_loader(
-        config.train_root, batch_size, size, max_images=config.train_subset or None, **mine, **shared
-    )
-    return train_loader, validation_loader(
-        config.val_root, batch_size, config.image_size, max_images=config.val_subset or None, **shared
-    )
 
 
 def is_connection_error(error: RuntimeError) -> bool:

@@ -17,10 +17,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import metrics
-from dataset import random_mask
 from evaluation.baselines import CLASSICAL, FLOORS
 from evaluation.evaluate import to_bytes
-from imaging.cache import read_image, resize_image
+from imaging.random_masks import random_mask
+from imaging.read import read_image, resize_image
 from inference.inpainter import Inpainter, to_tensor
 from utils import OneLineParser, UserError, atomic_path
 

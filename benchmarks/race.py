@@ -32,7 +32,8 @@ from models import (
     ResidualBlock,
     residual_blocks,
 )
-from train import fit_prior, make_loaders
+from train import fit_prior
+from training.loaders import make_loaders
 from training.state import Run, keep_freed_memory, make_criterion, train_step
 from utils import OneLineParser
 

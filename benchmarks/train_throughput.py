@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from config import Config, get_config
 from dataset import InpaintingDataset, get_dataloaders
 from losses import InpaintingLoss
-from train import make_loaders
+from training.loaders import make_loaders
 from training.state import Run, keep_freed_memory, train_step
 from utils import OneLineParser
 

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from dataset import SAMPLE, InpaintingDataset, Loader, list_root, report_unreadable
+from dataset import InpaintingDataset, Loader, report_unreadable
 from evaluation.baselines import FLOORS
 from evaluation.evaluate import OUTPUTS, ScoreSettings, save_attention, score_folder, summary_lines, versions
 from evaluation.frechet import FrechetDistance
 from evaluation.mask_packs import PackDataset, make_pack
+from imaging.files import SAMPLE, list_root
 from inference.checkpoints import weights_digest
 from inference.device import seed_everything, select_device
 from inference.fill_files import REPORT_FILES, FillSettings, Job, fill_folder, fill_job, print_job, read_named

@@ -12,16 +12,10 @@ from PIL import Image
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from dataset import (
-    choose,
-    list_root,
-    name_digest,
-    random_free_form_mask,
-    random_mask,
-    random_rectangular_mask,
-)
 from imaging.cache import IMAGES, open_pixels
+from imaging.files import choose, list_root, name_digest
 from imaging.mask_file import Hole, read_mask, summarise
+from imaging.random_masks import random_free_form_mask, random_mask, random_rectangular_mask
 from utils import UserError, atomic_path
 
 FORMAT = "msse-pack-1"

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from imaging.cache import resize_image
+from imaging.read import resize_image
 
 LUMA = np.array([0.299, 0.587, 0.114])  # of R, G and B, ITU-R BT.601
 

@@ -2,13 +2,17 @@
 
 import os
 import sys
+import zlib
+from collections import Counter
 from collections.abc import Collection
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
+import skimage
 from PIL import features
 
-from utils import UserError
+from utils import UserError, split_roots
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
@@ -60,3 +64,58 @@ def find_images(root: Path, flag: str, extensions: Collection[str] = EXTENSIONS)
             f"{flag}: no images in {root} (found {kinds}; looked for {', '.join(sorted(extensions))})"
         )
     return images
+
+
+MAX_UNREADABLE = 0.01  # share of a folder
+
+
+SAMPLE = "sample"  # reserved root: crops of photographs that the scikit-image wheel carries
+
+
+SAMPLE_CROPS = 100
+
+
+SAMPLE_PHOTOGRAPHS = {
+    "train": ("chelsea.png", "coffee.png", "hubble_deep_field.jpg", "motorcycle_left.png", "retina.jpg"),
+    "val": ("astronaut.png", "rocket.jpg"),
+}
+
+
+def too_small(short_side: float, image_size: int, max_enlarge: float) -> bool:
+    """Whether `--max_enlarge` leaves a picture out of training at a size; at 0 it leaves out none."""
+    return 0 < max_enlarge * short_side < image_size
+
+
+def all_too_small(root: str, image_size: int) -> UserError:
+    """The error where `--max_enlarge` leaves nothing."""
+    return UserError(f"--max_enlarge: every picture in {root} is too small for {image_size} pixels")
+
+
+def name_digest(name: str) -> int:
+    """32 bits that stand for a file's name, which need not be UTF-8."""
+    return zlib.crc32(name.encode(errors="surrogatepass"))
+
+
+def choose(count: int, max_images: int | None, seed: int) -> list[int]:
+    """Indices of at most `max_images` of so many images, in order, chosen by the seed; None for all."""
+    if max_images is None or max_images >= count:
+        return list(range(count))
+    return np.sort(np.random.default_rng(seed).permutation(count)[:max_images]).tolist()
+
+
+def list_root(root: str, training: bool, flag: str) -> tuple[list[Path], list[str]]:
+    """The files of a root and the name of each: its path in the root, without extension if that is unique."""
+    if root == SAMPLE:
+        folder = Path(skimage.__file__).parent / "data"
+        photographs = SAMPLE_PHOTOGRAPHS["train" if training else "val"]
+        paths = [folder / photographs[i % len(photographs)] for i in range(SAMPLE_CROPS)]
+        return paths, [f"{path.stem}-{i:02d}" for i, path in enumerate(paths)]
+    paths, files = [], []
+    for part in split_roots(root):
+        images = find_images(Path(part), flag)
+        paths += images
+        files += [path.relative_to(part) for path in images]
+    stems = Counter(file.with_suffix("") for file in files)
+    names = [(file if stems[file.with_suffix("")] > 1 else file.with_suffix("")).as_posix() for file in files]
+    repeated = Counter(names)  # in several roots
+    return paths, [f"{i}-{name}" if repeated[name] > 1 else name for i, name in enumerate(names)]

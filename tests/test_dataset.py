@@ -13,20 +13,13 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 import imaging.cache
-from dataset import (
-    EpochSampler,
-    InpaintingDataset,
-    get_dataloaders,
-    name_digest,
-    random_free_form_mask,
-    random_mask,
-    random_rectangular_mask,
-    validation_loader,
-)
+import imaging.read
+from dataset import EpochSampler, InpaintingDataset, get_dataloaders, validation_loader
 from imaging.augment import Augmentation, Cut
-from imaging.cache import read_image, resize_image
-from imaging.files import find_images
+from imaging.files import find_images, name_digest
 from imaging.mask_file import read_hole
+from imaging.random_masks import random_free_form_mask, random_mask, random_rectangular_mask
+from imaging.read import read_image, resize_image
 from utils import UserError, is_shards, one_line
 
 MASKS = [random_free_form_mask, random_rectangular_mask, random_mask]
@@ -138,7 +131,7 @@ def test_a_changed_file_is_decoded_again(folder: Path) -> None:
 
 def test_the_second_use_decodes_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     InpaintingDataset(str(folder), 32)
-    monkeypatch.setattr(imaging.cache, "read_image", None)
+    monkeypatch.setattr(imaging.read, "read_image", None)
     assert len(InpaintingDataset(str(folder), 32)) == 6
 
 

@@ -17,19 +17,11 @@ from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
 import imaging.cache
+import imaging.read
 from imaging import image_file
-from imaging.cache import (
-    IMAGES,
-    INVERTED_MASKS,
-    MASKS,
-    PixelCache,
-    UncachedPixels,
-    open_pixels,
-    read_image,
-    read_scaled,
-    short_side_of,
-)
+from imaging.cache import IMAGES, INVERTED_MASKS, MASKS, PixelCache, UncachedPixels, open_pixels
 from imaging.files import EXTENSIONS
+from imaging.read import read_image, read_scaled, short_side_of
 from utils import UserError
 
 
@@ -114,7 +106,7 @@ def test_tiffs_of_any_depth_are_read_as_they_look(name: str, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("extension", sorted(EXTENSIONS))
 def test_every_kind_of_file_that_is_looked_for_can_be_read(extension: str, tmp_path: Path) -> None:
-    imaging.cache.formats()  # which makes Pillow write them, too
+    imaging.read.formats()  # which makes Pillow write them, too
     rgb = photograph(40, 64)
     path = tmp_path / f"picture{extension}"
     Image.fromarray(rgb).save(path, quality=95)
@@ -233,7 +225,7 @@ def test_unreadable_pictures_are_named(tmp_path: Path) -> None:
 
 def test_a_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.fromarray(photograph(64, 64)).save(tmp_path / "large.png")
-    monkeypatch.setattr(imaging.cache, "MAX_PIXELS", 1000)
+    monkeypatch.setattr(imaging.read, "MAX_PIXELS", 1000)
     with pytest.raises(UserError, match=r"large\.png"):
         read_image(tmp_path / "large.png")
 
@@ -248,7 +240,7 @@ def test_a_large_jpeg_is_decoded_at_a_smaller_size_and_looks_the_same(
     assert read_image(path, least_side=151).shape == (300, 450, 3)
     assert read_image(path, least_side=900).shape == (600, 900, 3)
     reduced = read_scaled(path, 64)
-    monkeypatch.setattr(imaging.cache, "read_image", lambda path, _: read_image(path))
+    monkeypatch.setattr(imaging.read, "read_image", lambda path, _: read_image(path))
     assert np.abs(read_scaled(path, 64).astype(int) - reduced).mean() < 2
 
 

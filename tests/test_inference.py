@@ -9,7 +9,11 @@ import torch
 from conftest import photograph
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from inpainter.inpainter import (
+from PIL import Image
+
+import inference.inpainter
+from inference.checkpoints import save_checkpoint
+from inference.inpainter import (
     CELL,
     OVERLAP,
     Inpainter,
@@ -22,10 +26,6 @@ from inpainter.inpainter import (
     load_network,
     tiles,
 )
-from PIL import Image
-
-import inference.inpainter
-from inference.checkpoints import save_checkpoint
 from models import InpaintingNetwork, pull, resize
 from utils import UserError
 

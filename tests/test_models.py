@@ -8,7 +8,7 @@ from conftest import SHARED, awake, photograph
 from torch import nn
 
 from config import PRESETS, get_config
-from imaging.cache import read_image, resize_image
+from imaging.read import read_image, resize_image
 from losses import InpaintingLoss
 from metrics import psnr
 from models import (

@@ -15,10 +15,10 @@ import pytest
 from conftest import photograph
 from PIL import Image
 
-import data_scan
+import imaging.scan
 from config import Config, get_config
-from data_scan import Scan, find_overlap, scan
 from dataset import InpaintingDataset
+from imaging.scan import Scan, find_overlap, scan
 from training import dry_run
 from training.dry_run import measure, peak_resident, predict, report
 from utils import UserError
@@ -102,7 +102,7 @@ def test_overlap_of_training_and_validation_is_found(folder: Path, tmp_path: Pat
 def test_every_block_is_compared_with_all_before(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.open(folder / "picture1.png").save(folder / "z.jpg", quality=80)
     whole = look(folder).near
-    monkeypatch.setattr(data_scan, "BLOCK", 2)
+    monkeypatch.setattr(imaging.scan, "BLOCK", 2)
     assert look(folder).near == whole and names(whole) == [("z.jpg", "picture1.png")]
 
 

@@ -14,10 +14,11 @@ from conftest import photograph
 from PIL import Image
 
 import dataset
-import shards
 from dataset import InpaintingDataset, get_dataloaders
+from imaging import shards
 from imaging.augment import Augmentation
-from shards import ShardDataset, count_samples, expand, set_position, shard_loader
+from imaging.shards import ShardDataset, count_samples, expand
+from training.loaders import set_position, shard_loader
 from utils import UserError, is_shards
 
 webdataset = pytest.importorskip("webdataset", reason="shards need the optional webdataset library")

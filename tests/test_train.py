@@ -19,8 +19,9 @@ import train as train_module
 from config import Config, get_config
 from inference.checkpoints import load_checkpoint, save_checkpoint
 from losses import InpaintingLoss
-from train import Interrupted, main, make_loaders, train
+from train import Interrupted, main, train
 from training import state as run_module
+from training.loaders import make_loaders
 from training.state import FINAL_LR, Run, ema_update, lr_factor, train_step
 from utils import UserError
 

@@ -13,7 +13,7 @@ import torch
 from conftest import REPOSITORY, photograph
 
 from config import get_config
-from imaging.cache import read_image
+from imaging.read import read_image
 from inference.checkpoints import load_checkpoint, save_checkpoint, weights_digest
 from inference.inpainter import Inpainter, load_network
 from models import InpaintingNetwork

@@ -14,8 +14,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from config import Config
-from data_scan import Scan, find_overlap, scan
-from dataset import MAX_UNREADABLE, MaskFolder, all_too_small, random_mask
+from imaging.files import MAX_UNREADABLE, all_too_small
+from imaging.random_masks import random_mask
+from imaging.sample import MaskFolder
+from imaging.scan import Scan, find_overlap, scan
 from inference.device import select_device
 from training.state import Run, make_criterion, set_up_process, train_step
 from utils import UserError, is_shards

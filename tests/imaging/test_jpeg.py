@@ -13,8 +13,8 @@ import zlib
 from pathlib import Path
 
 import cv2
-import imaging.jpeg
-import imaging.jpeg_codec
+import imaging.formats.jpeg
+import imaging.formats.jpeg_codec
 import jpeglib
 import numpy as np
 import pytest
@@ -772,14 +772,14 @@ def test_arithmetic_coding_is_named_if_pillow_decodes_it(process: bytes) -> None
 
 
 def test_a_result_that_decodes_differently_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = imaging.jpeg.read_coefficients
+    original = imaging.formats.jpeg.read_coefficients
 
     def spoilt(*arguments: object) -> tuple[list[np.ndarray], list[np.ndarray]]:
         planes, steps = original(*arguments)
         planes[0][0, 0, 0] += 9
         return planes, steps
 
-    monkeypatch.setattr(imaging.jpeg, "read_coefficients", spoilt)
+    monkeypatch.setattr(imaging.formats.jpeg, "read_coefficients", spoilt)
     file = JpegFile(jpeg(photograph(60, 60)))
     assert file.exact
     before = file.raster.samples.copy()
@@ -795,14 +795,14 @@ def test_a_result_that_decodes_differently_is_replaced(monkeypatch: pytest.Monke
 def test_a_refusal_of_libjpeg_is_no_end_of_the_process(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    original = imaging.jpeg.read_coefficients
+    original = imaging.formats.jpeg.read_coefficients
 
     def spoilt(*arguments: object) -> tuple[list[np.ndarray], list[np.ndarray]]:
         planes, steps = original(*arguments)
         planes[0][:, :, 5] = 32000  # no Huffman code holds it
         return planes, steps
 
-    monkeypatch.setattr(imaging.jpeg, "read_coefficients", spoilt)
+    monkeypatch.setattr(imaging.formats.jpeg, "read_coefficients", spoilt)
     for progressive in (False, True):
         file = JpegFile(jpeg(photograph(60, 60), progressive=progressive))
         out = fill(file, hole_of(60, 60, (30, 40, 30, 40)))
@@ -909,7 +909,7 @@ def entropy_coded(data: bytes) -> np.ndarray:
 
 def indexed(data: bytes) -> Scan:
     file = JpegFile(data)
-    return imaging.jpeg.Original(data, file.segments, file.frame).scan
+    return imaging.formats.jpeg.Original(data, file.segments, file.frame).scan
 
 
 @pytest.mark.parametrize("sampling", FACTORS)
@@ -1002,7 +1002,7 @@ def test_huffman_codes_are_those_of_the_standard() -> None:
 
 
 def test_a_large_file_is_checked_at_a_smaller_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(imaging.jpeg, "LARGE", 1000)
+    monkeypatch.setattr(imaging.formats.jpeg, "LARGE", 1000)
     hole = hole_of(200, 300, (80, 120, 100, 150))
     for sampling in FACTORS:
         data = jpeg(photograph(200, 300, 7), sampling)
@@ -1011,7 +1011,7 @@ def test_a_large_file_is_checked_at_a_smaller_size(monkeypatch: pytest.MonkeyPat
         out = fill(file, hole)
         assert file.exact, sampling
         assert np.array_equal(before[file.kept(hole)], decode(out)[file.kept(hole)])
-        coarse = imaging.jpeg.decode_coarsely(data, file.frame)
+        coarse = imaging.formats.jpeg.decode_coarsely(data, file.frame)
         assert coarse.shape == (25, 38, 3)
         assert file._agrees(out, hole, coarse)
         places = range(len(out) // 2, len(out) - 200, 99)
@@ -1032,7 +1032,7 @@ def test_reading_in_the_background_changes_nothing(progressive: bool) -> None:
 
 
 def test_another_jpeglib_is_never_called(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(imaging.jpeg_codec, "installed", lambda name: "2.0.0")
+    monkeypatch.setattr(imaging.formats.jpeg_codec, "installed", lambda name: "2.0.0")
     file = JpegFile(jpeg(photograph(60, 80)), for_writing=True)
     assert not file.exact
     assert file.how == (
@@ -1040,9 +1040,9 @@ def test_another_jpeglib_is_never_called(monkeypatch: pytest.MonkeyPatch) -> Non
     )
     hole = hole_of(60, 80, (20, 30, 20, 30))
     assert np.abs(decode(fill(file, hole))[hole].astype(int) - FILL).mean() < 4
-    imaging.jpeg_codec.library.cache_clear()
+    imaging.formats.jpeg_codec.library.cache_clear()
     with pytest.raises(OSError, match=r"jpeglib 1\.0\.2"):
-        imaging.jpeg_codec.library("turbo210")
+        imaging.formats.jpeg_codec.library("turbo210")
 
 
 def test_the_profile_is_joined() -> None:

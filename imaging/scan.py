@@ -14,9 +14,10 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from dataset import choose, list_root, too_small
-from imaging.cache import BLOCK, read_image
-from shards import Sample, ShardDataset, read_counted
+from imaging.cache import BLOCK
+from imaging.files import choose, list_root, too_small
+from imaging.read import read_image
+from imaging.shards import Sample, ShardDataset, read_counted
 from utils import UserError, is_shards
 
 SIDE = 32  # pixels, of the picture whose cosine transform is hashed

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 
-from dataset import Loader, MaskFolder, make_item, name_digest
 from imaging.augment import UNCHANGED, Augmentation
-from imaging.cache import read_scaled
-from imaging.files import EXTENSIONS
+from imaging.files import EXTENSIONS, name_digest
+from imaging.read import read_scaled
+from imaging.sample import MaskFolder, make_item
 from utils import UserError, split_roots
 
 BUFFER = 1000  # encoded pictures that a loader process holds, to mix them
@@ -316,20 +315,3 @@ class ShardDataset(IterableDataset):
                 augmentation=self.augmentation,
             )
         raise UserError(f"--train_root: no image can be read any more in {samples[0].shard}")
-
-
-def shard_loader(
-    root: str, batch_size: int = 8, image_size: int = 256, *, num_workers: int = 2, **settings: Any
-) -> DataLoader:
-    """A training loader like that of `get_dataloaders`; `settings` are those of `ShardDataset`."""
-    data = ShardDataset(root, image_size, batch_size=batch_size, **settings)
-    return Loader(data, batch_size, num_workers=num_workers, pin_memory=torch.cuda.is_available())
-
-
-def set_position(loader: DataLoader, epoch: int, start: int) -> None:
-    """Let the next pass of a training loader, over a folder or shards, begin at item `start` of `epoch`.
-
-    `start` counts the items that all processes have seen in the epoch.
-    """
-    position: Any = loader.dataset if isinstance(loader.dataset, ShardDataset) else loader.sampler
-    position.epoch, position.start = epoch, start
