@@ -20,11 +20,11 @@ from dataset import InpaintingDataset, Loader, report_unreadable
 from evaluation.ablation_table import Result, draw, to_csv, to_markdown
 from evaluation.evaluate import ScoreSettings, items, score
 from evaluation.mask_packs import bucket_of
-from inference.checkpoints import load_checkpoint, weights_digest
+from inference.checkpoints import load_checkpoint, network_of, weights_digest
 from inference.device import seed_everything, select_device
-from inference.inpainter import network_of
 from losses import InpaintingLoss
-from train import Interrupted, train
+from train import train
+from training.process import Interrupted
 from utils import OneLineParser, UserError, one_line, run_program, write_json, write_text
 
 # fmt: off

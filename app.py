@@ -61,8 +61,9 @@ def load_networks(args: argparse.Namespace) -> Networks:
     Raises:
         UserError: if one cannot be read.
     """
+    from inference.checkpoints import WEIGHTS, load_network
     from inference.device import select_device
-    from inference.inpainter import WEIGHTS, Inpainter, load_network
+    from inference.inpainter import Inpainter
 
     device = select_device(args.device)
     networks: Networks = {}

@@ -14,8 +14,7 @@ import torch
 
 from config import PRESETS, get_config
 from exporters.traceable import to_exported_program, to_torchscript
-from inference.checkpoints import weights_digest
-from inference.inpainter import find_weights, load_network
+from inference.checkpoints import find_weights, load_network, weights_digest
 from inference.onnx_network import FORMAT, OnnxNetwork
 from models import InpaintingNetwork
 from utils import OneLineParser, UserError, atomic_path, one_line, run_program

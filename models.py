@@ -7,32 +7,24 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from layers import (
+    ChannelNorm,
+    PartialConv2d,
+    activation,
+    beyond,
+    cover,
+    pool,
+    residual_blocks,
+    resize,
+    zero_module,
+)
 from msse import MultiScaleStructureEncoder, StructureAwareAttentionGate
-from prior import GaussianPrior
+from prior import GaussianPrior, pull, push_pull
 
 STRIDE = 8  # pixels, of the bottleneck: sides are padded to a multiple of it
 PATCH_SIZES = (3, 7, 15)  # of the structure encoder
 GLOBAL = 2**31  # a window larger than any image
 UNKNOWN = -1e4  # attention bias of a key with nothing known under it; finite in half precision
-
-
-def activation(x: torch.Tensor) -> torch.Tensor:
-    return F.leaky_relu(x, 0.2)
-
-
-def resize(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Bilinear resampling to the height and width of `like`."""
-    return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)
-
-
-def cover(side: int, unit: int) -> int:
-    """How many units cover a side: ⌈side / unit⌉, of positive terms because exporters' division truncates."""
-    return (side + unit - 1) // unit
-
-
-def beyond(side: int, unit: int) -> int:
-    """What `side` lacks to be a multiple of `unit`."""
-    return cover(side, unit) * unit - side
 
 
 def with_mirror_image(x: torch.Tensor) -> torch.Tensor:
@@ -44,85 +36,6 @@ def mean_with_mirror_image(x: torch.Tensor) -> torch.Tensor:
     """The means of what became of each image and of its mirror image: (2B, C, H, W) to (B, C, H, W)."""
     straight, mirrored = x.chunk(2)
     return (straight + mirrored.flip(3)) / 2
-
-
-def zero_module(module: nn.Module) -> nn.Module:
-    """Start `module` at zero: the residual that it predicts begins as nothing."""
-    for parameter in module.parameters():
-        nn.init.zeros_(parameter)
-    return module
-
-
-def pull(image: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Halve an image with a hole: the mean of each 2×2 block's known pixels, missing where there are none.
-
-    Shapes:
-        image (B, C, H, W), 0 under the hole; mask (B, 1, H, W), 1 = missing. Returns both at (⌈H/2⌉, ⌈W/2⌉).
-    """
-    share = F.avg_pool2d(1 - mask, 2, ceil_mode=True)
-    mean = F.avg_pool2d(image, 2, ceil_mode=True) / share.clamp_min(0.25)  # of a block, 1/4 is the least
-    return mean, (share == 0).to(mask.dtype)
-
-
-def push_pull(image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Fill the hole smoothly from a pyramid of averages over known pixels; no parameters.
-
-    Pull: halve until one pixel is left. Push: from the top, every missing pixel takes the bilinearly
-    enlarged value of the level above. After Gortler et al., "The Lumigraph", SIGGRAPH 1996, section
-    3.4.2; our weights are 0 or 1 at every level.
-
-    Shapes:
-        image (B, C, H, W), 0 under the hole; mask (B, 1, H, W), 1 = missing. Returns (B, C, H, W), equal
-        to `image` where known; 0.5 everywhere if nothing is known.
-    """
-    levels = [(image, mask)]
-    while max(levels[-1][0].shape[-2:]) > 1:
-        levels.append(pull(*levels[-1]))
-    filled = torch.full_like(levels[-1][0], 0.5)
-    for fine, hole in reversed(levels):
-        filled = torch.where(hole > 0, resize(filled, like=fine), fine)
-    return filled
-
-
-class PartialConv2d(nn.Module):
-    """Convolution over the known pixels only, with the hole shrunk by what the window could reach.
-
-        y = W * (x (1 - m)) · k² / max(1 * (1 - m), 1) + b,    m' = [1 * (1 - m) == 0]
-
-    and y = 0 where m' = 1. Liu et al., "Image Inpainting for Irregular Holes Using Partial
-    Convolutions", ECCV 2018, eq. 1-2; their mask marks *known* pixels, ours marks missing ones. Pixels
-    beyond the border count as missing. A fully known window gives an ordinary convolution.
-
-    Shapes:
-        x (B, C_in, H, W), any value under the hole; m (B, 1, H, W), 1 = missing.
-        Returns y (B, C_out, H', W') and m' (B, 1, H', W').
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int = 3,
-        stride: int = 1,
-        padding: int | None = None,
-    ) -> None:
-        super().__init__()
-        self.padding = kernel_size // 2 if padding is None else padding
-        self.stride = stride
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, self.padding, bias=False)
-        self.bias = nn.Parameter(torch.zeros(out_channels))
-
-    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        window = self.conv.kernel_size[0]
-        with torch.no_grad():
-            known = 1 - mask.float()
-            mean = F.avg_pool2d(known, window, self.stride, self.padding)
-            count = (mean * window**2).round()  # not divisor_override=1, which the ONNX exporter drops
-            reached = (count > 0).float()
-            ratio = reached * window**2 / count.clamp_min(1)
-        y = self.conv(x.masked_fill(mask > 0, 0))
-        y = y * ratio.to(y.dtype) + self.bias[:, None, None].to(y.dtype) * reached.to(y.dtype)
-        return y, (1 - reached).to(mask.dtype)
 
 
 class ContextEncoder(nn.Module):
@@ -154,52 +67,6 @@ class ContextEncoder(nn.Module):
             features.append(x)
             masks.append(m)
         return features, masks
-
-
-class ChannelNorm(nn.Module):
-    """Scales the channels of each position to a root mean square of 1, then each by a learnt factor.
-
-    Zhang and Sennrich, "Root Mean Square Layer Normalization", NeurIPS 2019, eq. 4, over channels alone:
-    what is normalised does not depend on the size of the image, nor on the rest of it.
-
-    Shapes:
-        (B, C, H, W) to the same.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(channels))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))  # squares overflow half precision
-        factor = torch.rsqrt(wide.square().mean(dim=1, keepdim=True) + 1e-6)
-        return x * factor.to(x.dtype) * self.scale[:, None, None].to(x.dtype)
-
-
-class ResidualBlock(nn.Module):
-    """x + conv(act(conv(act(norm(x))))), 3×3, the second convolution started small.
-
-    Shapes:
-        (B, C, H, W) to the same.
-    """
-
-    def __init__(self, channels: int, hidden: int | None = None, dilation: int = 1) -> None:
-        super().__init__()
-        hidden = hidden or channels
-        self.norm = ChannelNorm(channels)
-        self.conv1 = nn.Conv2d(channels, hidden, 3, padding=dilation, dilation=dilation)
-        self.conv2 = nn.Conv2d(hidden, channels, 3, padding=1)
-        with torch.no_grad():
-            self.conv2.weight.mul_(0.2)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.conv2(activation(self.conv1(activation(self.norm(x)))))
-
-
-def residual_blocks(channels: int, depth: int, hidden: int | None = None) -> nn.Sequential:
-    """Residual blocks with dilations 1, 2, 4, 1, ..., and the norm of what they add up to."""
-    blocks = (ResidualBlock(channels, hidden, dilation=(1, 2, 4)[i % 3]) for i in range(depth))
-    return nn.Sequential(*blocks, ChannelNorm(channels))
 
 
 class CoarseDecoder(nn.Module):
@@ -388,11 +255,6 @@ class MaskQueryCrossAttention(nn.Module):
         y = y.unflatten(0, (-1, rows, columns)).unflatten(4, (self.window, self.window))
         y = y.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
         return y[:, :, :height, :width]
-
-
-def pool(x: torch.Tensor, factor: int) -> torch.Tensor:
-    """Means of factor×factor blocks; incomplete blocks at the far border are means of what they hold."""
-    return x if factor == 1 else F.avg_pool2d(x, factor, ceil_mode=True)
 
 
 class ProgressiveRefinementModule(nn.Module):
@@ -611,27 +473,3 @@ class InpaintingNetwork(nn.Module):
         if return_attention:
             outputs["attention"] = attention
         return outputs
-
-
-def attention_heatmaps(
-    network: InpaintingNetwork, outputs: dict[str, Any], mask: torch.Tensor
-) -> dict[str, torch.Tensor]:
-    """Pictures of where structure is and where each stage looks to fill the hole.
-
-    Args:
-        outputs: of `network`, with `return_attention=True`, for this mask (B, 1, H, W).
-
-    Returns:
-        `structure` (S; absent without MSSE), `stage 1`, `stage 2` and `stage 3`: (B, 1, H, W) in [0, 1],
-        the stages scaled to a largest value of 1.
-    """
-    height, width = mask.shape[-2:]
-    hole = F.pad(mask, (0, beyond(width, STRIDE), 0, beyond(height, STRIDE)), value=1)
-    module = network.refinement
-    stages = (module.structure_stage, module.shape_stage, module.texture_stage)
-    maps = {"structure": outputs["structure"]} if "structure" in outputs else {}
-    for number, (stage, attention) in enumerate(zip(stages, outputs["attention"], strict=True), start=1):
-        heat = F.interpolate(stage.heatmap(attention, hole), size=hole.shape[-2:], mode="nearest")
-        heat = heat[..., :height, :width]
-        maps[f"stage {number}"] = heat / heat.amax(dim=(1, 2, 3), keepdim=True).clamp_min(1e-12)
-    return maps

@@ -1,7 +1,10 @@
 """What the pictures of a training set have in common, and the picture it lets one expect behind a hole."""
 
 import torch
+import torch.nn.functional as F
 from torch import nn
+
+from layers import resize
 
 CORRELATED = 12  # values that err as one: neighbouring pixels tell less than so many independent ones would
 LEAST_NOISE = 1e-4  # squared; keeps the equations solvable where images are too few to leave any
@@ -110,3 +113,34 @@ class GaussianPrior(nn.Module):
         self.mean.fill_(0.5)
         self.basis.zero_()
         self.noise.fill_(1.0)
+
+
+def pull(image: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Halve an image with a hole: the mean of each 2×2 block's known pixels, missing where there are none.
+
+    Shapes:
+        image (B, C, H, W), 0 under the hole; mask (B, 1, H, W), 1 = missing. Returns both at (⌈H/2⌉, ⌈W/2⌉).
+    """
+    share = F.avg_pool2d(1 - mask, 2, ceil_mode=True)
+    mean = F.avg_pool2d(image, 2, ceil_mode=True) / share.clamp_min(0.25)  # of a block, 1/4 is the least
+    return mean, (share == 0).to(mask.dtype)
+
+
+def push_pull(image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Fill the hole smoothly from a pyramid of averages over known pixels; no parameters.
+
+    Pull: halve until one pixel is left. Push: from the top, every missing pixel takes the bilinearly
+    enlarged value of the level above. After Gortler et al., "The Lumigraph", SIGGRAPH 1996, section
+    3.4.2; our weights are 0 or 1 at every level.
+
+    Shapes:
+        image (B, C, H, W), 0 under the hole; mask (B, 1, H, W), 1 = missing. Returns (B, C, H, W), equal
+        to `image` where known; 0.5 everywhere if nothing is known.
+    """
+    levels = [(image, mask)]
+    while max(levels[-1][0].shape[-2:]) > 1:
+        levels.append(pull(*levels[-1]))
+    filled = torch.full_like(levels[-1][0], 0.5)
+    for fine, hole in reversed(levels):
+        filled = torch.where(hole > 0, resize(filled, like=fine), fine)
+    return filled

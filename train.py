@@ -1,15 +1,9 @@
 """Train an inpainting network: epochs, validations, savings, signals, and the command line around them."""
 
-import dataclasses
-import itertools
 import math
-import signal
 import sys
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any, cast
 
 import torch
@@ -20,13 +14,21 @@ from tqdm import tqdm
 from config import Config, parse_config
 from dataset import report_unreadable
 from inference.device import select_device
-from inference.visualize import comparison_grid, heatmap_grid
-from losses import InpaintingLoss, masked_mean
+from inference.visualize import attention_heatmaps, comparison_grid, heatmap_grid
+from losses import InpaintingLoss
 from metrics import MetricsCalculator, lpips_score
-from models import InpaintingNetwork, attention_heatmaps, pull, push_pull
+from models import InpaintingNetwork
 from training import dry_run
-from training.loaders import loaders_of, make_loaders, set_position
-from training.process import process_group
+from training.loaders import make_loaders, set_position
+from training.prior_fit import fit_prior
+from training.process import (
+    Interrupted,
+    PeerLost,
+    StopSignal,
+    is_connection_error,
+    process_group,
+    set_up_process,
+)
 from training.run_dir import (
     EventLog,
     changed_settings,
@@ -36,101 +38,12 @@ from training.run_dir import (
     training_goes_on,
     try_to_save,
 )
-from training.state import Run, make_criterion, set_up_process, to_device, train_step
+from training.state import Run
+from training.step import make_criterion, to_device, train_step
 from utils import UserError, atomic_path, is_shards, one_line, run_program
 
 NUM_PICTURES = 4  # validation images drawn
-PRIOR_PASSES, PRIOR_IMAGES, PRIOR_BATCH = 4, 8192, 8  # over the training images, at most, at a time
-GUESS_IMAGES = 200  # of validation, on which a prior has to guess better than push-pull
 MAX_SPOILT = 3  # steps in a row without a finite loss
-
-
-class Interrupted(Exception):
-    """A signal asked the run to end; what it had done is saved."""
-
-    def __init__(self, signum: int) -> None:
-        self.signum = signum
-
-
-class PeerLost(Exception):
-    """Another process of the run ended, or cannot be reached any more."""
-
-
-class StopSignal:
-    """Turns SIGINT and SIGTERM into a flag that the loop looks at after each step; a second ends at once.
-
-    Attributes:
-        received: the signal that this process got; written by the handler alone.
-        agreed: the one that all processes know of after the same step, and act on.
-    """
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self.agreed: int | None = None
-        self.previous: dict[int, Any] = {}
-
-    def __enter__(self) -> "StopSignal":
-        if threading.current_thread() is threading.main_thread():
-            self.previous = {s: signal.signal(s, self._receive) for s in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for signum, handler in self.previous.items():
-            signal.signal(signum, handler)
-
-    def _receive(self, signum: int, frame: FrameType | None) -> None:
-        self.received = signum
-        for each in self.previous:
-            signal.signal(each, signal.SIG_DFL)
-
-
-def fit_prior(run: Run) -> None:
-    """Fit the prior of a network that has an unfitted one to the training images, and count the time.
-
-    They are cropped as in training, to the size of the smallest copy. Every process of the run fits the same.
-    A prior that guesses the validation images worse than push-pull alone, as one of few or of other pictures
-    does, is left out, with a note.
-    """
-    prior = run.model.prior
-    if prior is None or prior.basis.any() or run.step > 0:
-        return
-    start = time.perf_counter()
-    config = dataclasses.replace(run.config, num_workers=0)
-    loader, val_loader = loaders_of(config, prior.side, PRIOR_BATCH)
-
-    def passes() -> Iterator[torch.Tensor]:
-        for epoch in range(PRIOR_PASSES):
-            set_position(loader, epoch, 0)
-            yield from (batch["image"] for batch in loader)
-
-    prior.fit(torch.cat(list(itertools.islice(passes(), PRIOR_IMAGES // PRIOR_BATCH))))
-    with_prior, without = guess_errors(run, val_loader)
-    if with_prior > without:
-        prior.forget()
-        if run.rank == 0:
-            difference = 10 * math.log10(with_prior / max(without, 1e-12))
-            print(
-                f"note: a prior of these training images guesses the validation images {difference:.2f} dB "
-                f"worse than push-pull does; going on without",
-                file=sys.stderr,
-            )
-    run.ema.module.prior.load_state_dict(prior.state_dict())  # type: ignore[union-attr]
-    run.elapsed_s += time.perf_counter() - start
-
-
-@torch.no_grad()
-def guess_errors(run: Run, loader: DataLoader) -> tuple[float, float]:
-    """Mean squared error of the first guess in the hole of the smallest copy, with and without the prior."""
-    network, sums = run.model, torch.zeros(2)
-    for batch in itertools.islice(loader, GUESS_IMAGES // PRIOR_BATCH):
-        truth, mask = to_device(batch, run)
-        image = truth * (1 - mask)
-        while max(mask.shape[-2:]) > network.pyramid_base:
-            truth = pull(truth, torch.zeros_like(mask))[0]
-            image, mask = pull(image, mask)
-        guesses = (network.first_guess(image, mask), push_pull(image, mask))
-        sums += torch.stack([masked_mean((guess - truth).square(), mask).sum() for guess in guesses]).cpu()
-    return sums[0].item(), sums[1].item()
 
 
 @torch.no_grad()
@@ -423,11 +336,6 @@ def finish_epoch(
             run.tracker.draw(folder / "visualizations")
         print(f"epoch {run.epoch}: " + ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
     writer.flush()
-
-
-def is_connection_error(error: RuntimeError) -> bool:
-    """Whether torch.distributed says that another process did not answer; gloo has no type for it."""
-    return isinstance(error, torch.distributed.DistError) or "onnection" in str(error) or "gloo" in str(error)
 
 
 def main(argv: list[str] | None = None, *, prog: str = "train.py", presets: bool = False) -> int:

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from export import SUFFIXES, Completer, describe, make_case, read, write  # noqa: E402
-from inference.inpainter import load_network  # noqa: E402
+from inference.checkpoints import load_network  # noqa: E402
 
 SIDES = (256, 512)
 

@@ -21,7 +21,8 @@ from evaluation.baselines import CLASSICAL, FLOORS
 from evaluation.evaluate import to_bytes
 from imaging.random_masks import random_mask
 from imaging.read import read_image, resize_image
-from inference.inpainter import Inpainter, to_tensor
+from inference.inpainter import Inpainter
+from inference.tiling import to_tensor
 from utils import OneLineParser, UserError, atomic_path
 
 NAMES = (

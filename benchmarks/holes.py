@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from dataset import InpaintingDataset
-from inference.inpainter import load_network
+from inference.checkpoints import load_network
 from models import InpaintingNetwork
 from utils import OneLineParser
 

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from config import PRESETS, get_config
 from losses import InpaintingLoss
 from models import InpaintingNetwork
-from training.state import keep_freed_memory
+from training.process import keep_freed_memory
 
 WIDTH = 64  # channels of the dense stack
 REDUCTION = 4  # it works at a quarter of the image's side, as much of the network does

@@ -25,16 +25,13 @@ import models
 from config import parse_config
 from dataset import InpaintingDataset
 from inference.device import seed_everything
-from models import (
-    ChannelNorm,
-    InpaintingNetwork,
-    MaskQueryCrossAttention,
-    ResidualBlock,
-    residual_blocks,
-)
-from train import fit_prior
+from layers import ChannelNorm, ResidualBlock, residual_blocks
+from models import InpaintingNetwork, MaskQueryCrossAttention
 from training.loaders import make_loaders
-from training.state import Run, keep_freed_memory, make_criterion, train_step
+from training.prior_fit import fit_prior
+from training.process import keep_freed_memory
+from training.state import Run
+from training.step import make_criterion, train_step
 from utils import OneLineParser
 
 WHOLE = 2**31  # a pyramid's base that no image is larger than

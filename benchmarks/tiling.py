@@ -18,7 +18,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import metrics
 from dataset import InpaintingDataset
-from inference.inpainter import Inpainter, tiles, to_tensor
+from inference.inpainter import Inpainter
+from inference.tiling import tiles, to_tensor
 from utils import OneLineParser, UserError
 
 

@@ -28,7 +28,9 @@ from config import Config, get_config
 from dataset import InpaintingDataset, get_dataloaders
 from losses import InpaintingLoss
 from training.loaders import make_loaders
-from training.state import Run, keep_freed_memory, train_step
+from training.process import keep_freed_memory
+from training.state import Run
+from training.step import train_step
 from utils import OneLineParser
 
 LEVERS = {  # memory kept, denormals flushed, channels last, bfloat16

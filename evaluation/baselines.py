@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import torch
 
-from models import push_pull
+from prior import push_pull
 
 RADIUS = 3  # pixels, of cv2.inpaint
 

@@ -12,15 +12,15 @@ import torch
 from dataset import InpaintingDataset, Loader, report_unreadable
 from evaluation.baselines import FLOORS
 from evaluation.evaluate import OUTPUTS, ScoreSettings, save_attention, score_folder, summary_lines, versions
-from evaluation.frechet import FrechetDistance
 from evaluation.mask_packs import PackDataset, make_pack
+from evaluation.paper_metrics import FrechetDistance
 from imaging.files import SAMPLE, list_root
-from inference.checkpoints import weights_digest
+from inference.checkpoints import Network, open_network
 from inference.device import seed_everything, select_device
 from inference.fill_files import REPORT_FILES, FillSettings, Job, fill_folder, fill_job, print_job, read_named
-from inference.inpainter import Inpainter, Network, load_network, small_copy, to_tensor
-from inference.onnx_network import OnnxNetwork
-from inference.visualize import comparison_grid
+from inference.inpainter import Inpainter
+from inference.tiling import to_tensor
+from inference.visualize import comparison_grid, small_copy
 from metrics import MetricsCalculator, lpips_score
 from models import InpaintingNetwork
 from utils import UserError, write_json
@@ -99,22 +99,6 @@ def run(args: argparse.Namespace, job: Job | None = None) -> int:
         return fill(network, tuple(trained["mask_coverage"]), args, job)
     score(network, trained, digest, args)
     return 0
-
-
-def open_network(name: str, device: torch.device, flag: str) -> tuple[Network, dict[str, Any], str]:
-    """The network of a checkpoint or of an ONNX file, the settings that it was trained with, and its digest.
-
-    The digest is the SHA-256 of the averaged weights as the checkpoint holds them, which an exported network
-    was made from.
-
-    Raises:
-        UserError: naming `flag`, if the file cannot be read.
-    """
-    if name.endswith(".onnx"):
-        exported = OnnxNetwork(Path(name), flag)
-        return exported, exported.trained, exported.metadata["weights_sha256"]
-    network, state = load_network(name, device, flag)
-    return network, state["config"], state.get("sha256") or weights_digest(state["ema"])
 
 
 def refuse_outputs(root: str, folder: Path) -> None:

@@ -15,14 +15,14 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from evaluation.baselines import FLOORS
-from evaluation.frechet import FrechetDistance
-from evaluation.gallery import Against, Entry, gallery_writer, viridis
+from evaluation.gallery import Against, Entry, gallery_writer
 from evaluation.mask_packs import bucket_of
+from evaluation.paper_metrics import FrechetDistance
 from evaluation.report import Scored, make_report, signed, to_csv, to_markdown
-from inference.inpainter import Network
-from inference.visualize import comparison_grid, heatmap_grid
+from inference.checkpoints import Network
+from inference.visualize import attention_heatmaps, comparison_grid, heatmap_grid, viridis
 from metrics import all_metrics
-from models import InpaintingNetwork, attention_heatmaps
+from models import InpaintingNetwork
 from utils import atomic_path, write_json, write_text
 
 MAX_ROWS = 16  # of test_results.png

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 from PIL import Image
 
+from inference.visualize import viridis
 from utils import atomic_path
 
 PAGE = Path(__file__).with_name("gallery.html")
@@ -102,12 +102,6 @@ PICTURES = {  # label, and what it is
 # fmt: on
 FLOOR = "what this classical method makes of the same hole"
 SHARED = ("input", "truth")  # with the classical methods: the same for both checkpoints
-
-
-def viridis(values: np.ndarray) -> np.ndarray:
-    """Colours from dark (0) to bright (1): (H, W) in [0, 1], clipped, to (H, W, 3) uint8."""
-    grey = (np.nan_to_num(values).clip(0, 1) * 255).round().astype(np.uint8)
-    return cv2.cvtColor(cv2.applyColorMap(grey, cv2.COLORMAP_VIRIDIS), cv2.COLOR_BGR2RGB)
 
 
 def error_map(output: np.ndarray, truth: np.ndarray, mask: np.ndarray) -> np.ndarray:

@@ -18,15 +18,13 @@ import torch.nn.functional as F
 from torch import nn
 from torch._higher_order_ops.while_loop import while_loop
 
+from layers import beyond, cover, pool
 from models import (
     GLOBAL,
     STRIDE,
     InpaintingNetwork,
     MaskQueryCrossAttention,
-    beyond,
-    cover,
     mean_with_mirror_image,
-    pool,
     with_mirror_image,
 )
 from prior import GaussianPrior

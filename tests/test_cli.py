@@ -20,8 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import test as evaluation
 import train
 from evaluation.baselines import CLASSICAL
-from inference.checkpoints import load_checkpoint
-from inference.inpainter import find_weights
+from inference.checkpoints import find_weights, load_checkpoint
 
 SMALL = ["--base_channels=4", "--bottleneck_depth=1", "--image_size=32", "--num_workers=0", "--device=cpu"]
 

@@ -92,7 +92,7 @@ def test_an_onnx_file_says_what_it_is(onnx_file: Path, network: InpaintingNetwor
 
 
 def test_the_bundled_weights_name_their_presets() -> None:
-    from inference.inpainter import load_network
+    from inference.checkpoints import load_network
 
     network, state = load_network("default", torch.device("cpu"))
     assert export.describe(network, state, half=False)["preset"] == "default, high_quality"

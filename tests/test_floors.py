@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from evaluation.baselines import FLOORS
-from models import push_pull
+from prior import push_pull
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 

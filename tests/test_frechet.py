@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from evaluation.frechet import FrechetDistance
+from evaluation.paper_metrics import FrechetDistance
 from utils import UserError
 
 pytest.importorskip("torchmetrics", reason="torchmetrics is optional")

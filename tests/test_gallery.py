@@ -15,16 +15,8 @@ from conftest import photograph
 from matplotlib import colormaps
 from PIL import Image
 
-from evaluation.gallery import (
-    MAX_ERROR,
-    METRICS,
-    Against,
-    Entry,
-    error_map,
-    gallery_writer,
-    line_through,
-    viridis,
-)
+from evaluation.gallery import MAX_ERROR, METRICS, Against, Entry, error_map, gallery_writer, line_through
+from inference.visualize import viridis
 
 FLAGS = [
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",

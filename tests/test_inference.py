@@ -11,22 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-import inference.inpainter
-from inference.checkpoints import save_checkpoint
-from inference.inpainter import (
-    CELL,
-    OVERLAP,
-    Inpainter,
-    as_hole,
-    crops,
-    enlarge,
-    find_weights,
-    halve,
-    inpaint,
-    load_network,
-    tiles,
-)
-from models import InpaintingNetwork, pull, resize
+import inference.checkpoints
+from inference.checkpoints import find_weights, load_network, save_checkpoint
+from inference.inpainter import Inpainter, as_hole, inpaint
+from inference.tiling import CELL, OVERLAP, crops, enlarge, halve, tiles
+from layers import resize
+from models import InpaintingNetwork
+from prior import pull
 from utils import UserError
 
 
@@ -357,7 +348,7 @@ def test_weights_are_found_by_name_or_path(
     architecture = {"base_channels": 4, "bottleneck_depth": 1}
     half = {name: value.half() for name, value in network.state_dict().items()}
     save_checkpoint({"architecture": architecture, "ema": half, "config": {}}, tmp_path / "default.pth")
-    monkeypatch.setattr(inference.inpainter, "WEIGHTS", tmp_path)
+    monkeypatch.setattr(inference.checkpoints, "WEIGHTS", tmp_path)
     assert find_weights(None) == find_weights("default") == tmp_path / "default.pth"
     assert find_weights(tmp_path / "default.pth") == tmp_path / "default.pth"
     pixels, hole = picture(32, 32)

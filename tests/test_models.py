@@ -9,19 +9,12 @@ from torch import nn
 
 from config import PRESETS, get_config
 from imaging.read import read_image, resize_image
+from inference.visualize import attention_heatmaps
+from layers import ChannelNorm, PartialConv2d, ResidualBlock
 from losses import InpaintingLoss
 from metrics import psnr
-from models import (
-    UNKNOWN,
-    ChannelNorm,
-    InpaintingNetwork,
-    MaskQueryCrossAttention,
-    PartialConv2d,
-    ResidualBlock,
-    attention_heatmaps,
-    pull,
-    push_pull,
-)
+from models import UNKNOWN, InpaintingNetwork, MaskQueryCrossAttention
+from prior import pull, push_pull
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 WHOLE = 2**31  # a pyramid base that no image is larger than

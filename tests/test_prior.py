@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from models import InpaintingNetwork, push_pull
-from prior import GaussianPrior, resampling
+from models import InpaintingNetwork
+from prior import GaussianPrior, push_pull, resampling
 
 SIDE = 12
 

@@ -231,11 +231,11 @@ def test_items_are_those_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     def record(image: np.ndarray, name: str, generator: Any, **settings: Any) -> dict[str, Any]:
         settings = {"random_crop": True, "random_flip": True} | settings
-        item = dataset_make_item(image, name, np.random.default_rng(1), **settings)
+        item = original(image, name, np.random.default_rng(1), **settings)
         seen.append((name, item, {key: settings[key] for key in settings if key != "masks"}))
         return item
 
-    dataset_make_item = dataset.make_item
+    original = dataset.make_item
     for module in (dataset, shards):
         monkeypatch.setattr(module, "make_item", record)
     common: dict[str, Any] = {

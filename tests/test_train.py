@@ -19,10 +19,14 @@ import train as train_module
 from config import Config, get_config
 from inference.checkpoints import load_checkpoint, save_checkpoint
 from losses import InpaintingLoss
-from train import Interrupted, main, train
+from train import main, train
 from training import state as run_module
+from training import step as step_module
 from training.loaders import make_loaders
-from training.state import FINAL_LR, Run, ema_update, lr_factor, train_step
+from training.optimizers import FINAL_LR, ema_update, lr_factor
+from training.process import Interrupted
+from training.state import Run
+from training.step import train_step
 from utils import UserError
 
 MUON = {"optimizer": "muon", "base_channels": 16}
@@ -364,7 +368,7 @@ def test_a_finished_run_stays_as_it_is(config: Config) -> None:
 
 def spoil(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
     """Make the images of these steps NaN on their way to the network."""
-    to_device, count = run_module.to_device, 0
+    to_device, count = step_module.to_device, 0
 
     def spoiled(batch: dict[str, Any], run: Run) -> tuple[torch.Tensor, torch.Tensor]:
         nonlocal count
@@ -374,7 +378,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
             return image, mask
         return (image * float("nan") if count in steps else image), mask
 
-    monkeypatch.setattr(run_module, "to_device", spoiled)
+    monkeypatch.setattr(step_module, "to_device", spoiled)
 
 
 @pytest.mark.parametrize("changes", [{}, {"amp": True}])

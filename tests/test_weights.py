@@ -14,8 +14,8 @@ from conftest import REPOSITORY, photograph
 
 from config import get_config
 from imaging.read import read_image
-from inference.checkpoints import load_checkpoint, save_checkpoint, weights_digest
-from inference.inpainter import Inpainter, load_network
+from inference.checkpoints import load_checkpoint, load_network, save_checkpoint, weights_digest
+from inference.inpainter import Inpainter
 from models import InpaintingNetwork
 from utils import UserError
 

@@ -19,7 +19,9 @@ from imaging.random_masks import random_mask
 from imaging.sample import MaskFolder
 from imaging.scan import Scan, find_overlap, scan
 from inference.device import select_device
-from training.state import Run, make_criterion, set_up_process, train_step
+from training.process import set_up_process
+from training.state import Run
+from training.step import make_criterion, train_step
 from utils import UserError, is_shards
 
 EXAMPLES = 5  # problems of a kind that are named

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan's coefficients: fast at 0, not exact at 1
 NUM_ITERATIONS = 5
@@ -91,3 +92,51 @@ def orthogonalize(x: torch.Tensor) -> torch.Tensor:
         product = polynomial @ product
         gram = polynomial @ gram @ polynomial
     return product @ x
+
+
+FINAL_LR = 0.01  # share of the peak learning rate left at the end
+
+
+LEAST_MATRIX = 16  # channels
+
+
+def lr_factor(progress: float, warmup: float, decay: float) -> float:
+    """The learning rate's share of its peak: a linear rise, the peak, then a cosine down to `FINAL_LR`.
+
+    Args:
+        progress: the done share of the run, in [0, 1].
+        warmup, decay: the shares of the run, at its start and at its end, of the rise and of the fall.
+    """
+    if progress < warmup:
+        return (progress + 0.01 * warmup) / (1.01 * warmup)
+    done = max(0.0, progress - max(warmup, 1 - decay)) / min(decay, 1 - warmup)
+    return FINAL_LR + (1 - FINAL_LR) * (1 + math.cos(math.pi * done)) / 2
+
+
+def make_optimizers(network: nn.Module, name: str, fused: bool) -> list[torch.optim.Optimizer]:
+    """AdamW for all weights, or Muon for the matrices among them and AdamW for the rest.
+
+    A matrix is a convolution of at least `LEAST_MATRIX` channels on its smaller side.
+    """
+    matrices = [
+        parameter
+        for parameter in network.parameters()
+        if name == "muon" and parameter.ndim == 4 and min(parameter.flatten(1).shape) >= LEAST_MATRIX
+    ]
+    chosen = {id(parameter) for parameter in matrices}
+    rest = [parameter for parameter in network.parameters() if id(parameter) not in chosen]
+    adamw = torch.optim.AdamW(rest, betas=(0.9, 0.99), fused=fused)
+    return [Muon(matrices), adamw] if matrices else [adamw]
+
+
+def ema_update(decay: float) -> Callable[[Any, Any, torch.Tensor | int], None]:
+    """The averaging of weights; after n steps the decay is min(`decay`, (1 + n) / (10 + n))."""
+
+    @torch.no_grad()
+    def update(
+        averaged: list[torch.Tensor], current: list[torch.Tensor], num_averaged: torch.Tensor | int
+    ) -> None:
+        n = int(num_averaged)
+        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + n) / (10 + n)))
+
+    return update

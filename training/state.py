@@ -1,70 +1,21 @@
 """All that a training run is between two steps, and one step."""
 
-import ctypes
 import dataclasses
 import math
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from config import Config
-from inference.device import has_bfloat16, seed_everything
-from inference.inpainter import load_network
-from losses import InpaintingLoss
+from inference.checkpoints import load_network
+from inference.device import has_bfloat16
 from metric_tracker import MetricsTracker
 from models import InpaintingNetwork
-from training.optimizers import Muon
+from training.optimizers import ema_update, make_optimizers
 from utils import UserError
-
-FINAL_LR = 0.01  # share of the peak learning rate left at the end
-LEAST_MATRIX = 16  # channels
-
-
-def lr_factor(progress: float, warmup: float, decay: float) -> float:
-    """The learning rate's share of its peak: a linear rise, the peak, then a cosine down to `FINAL_LR`.
-
-    Args:
-        progress: the done share of the run, in [0, 1].
-        warmup, decay: the shares of the run, at its start and at its end, of the rise and of the fall.
-    """
-    if progress < warmup:
-        return (progress + 0.01 * warmup) / (1.01 * warmup)
-    done = max(0.0, progress - max(warmup, 1 - decay)) / min(decay, 1 - warmup)
-    return FINAL_LR + (1 - FINAL_LR) * (1 + math.cos(math.pi * done)) / 2
-
-
-def make_optimizers(network: nn.Module, name: str, fused: bool) -> list[torch.optim.Optimizer]:
-    """AdamW for all weights, or Muon for the matrices among them and AdamW for the rest.
-
-    A matrix is a convolution of at least `LEAST_MATRIX` channels on its smaller side.
-    """
-    matrices = [
-        parameter
-        for parameter in network.parameters()
-        if name == "muon" and parameter.ndim == 4 and min(parameter.flatten(1).shape) >= LEAST_MATRIX
-    ]
-    chosen = {id(parameter) for parameter in matrices}
-    rest = [parameter for parameter in network.parameters() if id(parameter) not in chosen]
-    adamw = torch.optim.AdamW(rest, betas=(0.9, 0.99), fused=fused)
-    return [Muon(matrices), adamw] if matrices else [adamw]
-
-
-def ema_update(decay: float) -> Callable[[Any, Any, torch.Tensor | int], None]:
-    """The averaging of weights; after n steps the decay is min(`decay`, (1 + n) / (10 + n))."""
-
-    @torch.no_grad()
-    def update(
-        averaged: list[torch.Tensor], current: list[torch.Tensor], num_averaged: torch.Tensor | int
-    ) -> None:
-        n = int(num_averaged)
-        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + n) / (10 + n)))
-
-    return update
 
 
 class Run:
@@ -218,91 +169,3 @@ class Run:
         by_epochs = (self.epoch + self.batch / batches) / self.config.epochs
         by_time = self.elapsed_s / (60 * self.config.max_minutes) if self.config.max_minutes else 0.0
         return min(1.0, max(by_epochs, by_time))
-
-
-def train_step(
-    run: Run,
-    network: nn.Module,
-    criterion: InpaintingLoss,
-    batches: list[dict[str, Any]],
-    progress: float,
-) -> dict[str, float] | None:
-    """One optimizer step on the gradients of several batches, and one update of the averaged weights.
-
-    Args:
-        network: `run.model`, perhaps compiled.
-        progress: the done share of the run, for the schedules.
-
-    Returns:
-        Every loss term, averaged over the images, and `grad_norm` before clipping; None if the loss or a
-        gradient was not finite: then nothing has changed.
-    """
-    config = run.config
-    for optimizer in run.optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = config.lr * lr_factor(progress, config.warmup, config.decay)
-            group["weight_decay"] = config.weight_decay
-    num_images = sum(len(batch["image"]) for batch in batches)
-    means: dict[str, float] = {}
-    for batch in batches:
-        image, mask = to_device(batch, run)
-        with torch.autocast(run.device.type, dtype=run.amp_dtype, enabled=run.amp_dtype is not None):
-            outputs = network(image, mask)
-        losses = criterion(outputs, image, mask, progress, 1)
-        share = len(image) / num_images
-        run.scaler.scale(losses["total"] * share).backward()
-        for name, loss in losses.items():
-            means[name] = means.get(name, 0.0) + loss.item() * share
-    for optimizer in run.optimizers:
-        run.scaler.unscale_(optimizer)
-    norm = nn.utils.clip_grad_norm_(run.model.parameters(), config.grad_clip)
-    # half-precision gradients overflow now and then: the scaler skips those steps, and scales less
-    finite = math.isfinite(means["total"]) and (run.scaler.is_enabled() or math.isfinite(norm.item()))
-    if run.any_process(not finite):
-        run.model.zero_grad(set_to_none=True)
-        run.scaler.update()
-        return None
-    for optimizer in run.optimizers:
-        run.scaler.step(optimizer)
-        optimizer.zero_grad(set_to_none=True)
-    run.scaler.update()
-    run.ema.update_parameters(run.model)
-    return run.average(means) | {"grad_norm": norm.item()}
-
-
-def to_device(batch: dict[str, Any], run: Run) -> tuple[torch.Tensor, torch.Tensor]:
-    """Image (B, 3, H, W) and mask (B, 1, H, W) of a batch, where and as the network wants them."""
-    memory_format = torch.channels_last if run.config.channels_last else torch.contiguous_format
-    image = batch["image"].to(run.device, memory_format=memory_format, non_blocking=True)
-    return image, batch["mask"].to(run.device, non_blocking=True)
-
-
-def make_criterion(config: Config) -> InpaintingLoss:
-    """The loss with the weights and settings of a configuration."""
-    return InpaintingLoss(
-        **{name: getattr(config, name) for name in vars(config) if name.startswith("lambda_")},
-        boundary_width=config.boundary_width,
-        vgg_weights=config.vgg_weights or None,
-        reconstruction=config.reconstruction,
-    )
-
-
-def set_up_process(seed: int) -> None:
-    """Seed every generator, and set what makes training fast: TF32, no denormal numbers, memory kept."""
-    seed_everything(seed)
-    torch.set_flush_denormal(True)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    keep_freed_memory()
-
-
-def keep_freed_memory() -> None:
-    """Make glibc keep large freed blocks for the next step instead of returning them to the system.
-
-    Their pages would be cleared again at every step: a fifth of the time of one at 256 px.
-    """
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None)
-        if hasattr(libc, "mallopt"):
-            trim_threshold, mmap_threshold = -1, -3
-            libc.mallopt(mmap_threshold, 2**30)
-            libc.mallopt(trim_threshold, 2**31 - 1)

@@ -16,10 +16,10 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from evaluation.gallery import viridis
 from imaging.image_file import ImageFile, read_colors
 from imaging.mask_file import doctor, read_hole
 from inference.fill_files import FillSettings, Job, Source, fill_job, open_job, targets_of
+from inference.visualize import viridis
 from utils import UserError, one_line
 from web.sessions import Session, Sessions
 
@@ -211,8 +211,8 @@ def explain(inpainter: "Inpainter", job: Job) -> list[tuple[np.ndarray, str]]:
     """Pictures of how a completion comes about, with captions: coarse, S, and where each stage looks."""
     import torch
 
-    from inference.inpainter import small_copy
-    from models import InpaintingNetwork, attention_heatmaps
+    from inference.visualize import attention_heatmaps, small_copy
+    from models import InpaintingNetwork
 
     network = inpainter.network
     assert isinstance(network, InpaintingNetwork)  # the page offers checkpoints alone
@@ -240,7 +240,7 @@ def plain(message: str, *files: str | None) -> str:
 
 def report_runs(inpainter: "Inpainter", missing: np.ndarray, progress: Callable[..., Any]) -> None:
     """Let the inpainter tell `progress`, called with (done, all), of its runs while it fills a hole."""
-    from inference.inpainter import count_runs
+    from inference.tiling import count_runs
 
     count, done = count_runs(missing, inpainter.tile), itertools.count(1)
     progress((0, count), desc="Filling", unit="tiles")

@@ -13,14 +13,14 @@ import zlib
 from pathlib import Path
 
 import cv2
-import imaging.formats.jpeg
-import imaging.formats.jpeg_codec
 import jpeglib
 import numpy as np
 import pytest
 from conftest import photograph
 from PIL import ExifTags, Image
 
+import imaging.formats.jpeg
+import imaging.formats.jpeg_codec
 from imaging.formats.jpeg import JpegFile, untouched
 from imaging.formats.jpeg_segments import SOS, fit, read_frame, read_segments, renew_previews, write_segments
 from imaging.formats.jpeg_splice import Scan, Unsuitable
