@@ -13,9 +13,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from inference.web.page import CSS, Limits, Networks, build_page, warm_up
+from inference.web.sessions import Sessions
 from utils import OneLineParser, UserError, one_line
-from web.page import CSS, Limits, Networks, build_page, warm_up
-from web.sessions import Sessions
 
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica", "Arial", "sans-serif"]
 LOOPBACK = (None, "", "localhost", "127.0.0.1", "::1")
@@ -116,7 +116,7 @@ def serve(args: argparse.Namespace, networks: Networks, listener: socket.socket,
     import uvicorn
     from fastapi import FastAPI
 
-    from web.guard import Guard, ImpatientProtocol
+    from inference.web.guard import Guard, ImpatientProtocol
 
     class Server(uvicorn.Server):
         def handle_exit(self, sig: int, frame: Any) -> None:

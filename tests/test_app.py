@@ -23,12 +23,12 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY, photograph
 from PIL import Image
+from web import page as the_page
 
 import app
 from imaging.image_file import ImageFile
+from inference.web.sessions import Session, Sessions, safe_name
 from utils import UserError
-from web import page as the_page
-from web.sessions import Session, Sessions, safe_name
 
 HOLE = np.s_[20:40, 30:60]
 needs_gradio = pytest.mark.skipif(
@@ -347,7 +347,7 @@ def test_a_picture_that_takes_too_long_is_given_up(tmp_path: Path) -> None:
 def test_the_oldest_files_go_first_and_those_in_use_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("web.sessions.SESSION_BYTES", 2500)
+    monkeypatch.setattr("inference.web.sessions.SESSION_BYTES", 2500)
     session = Session(tmp_path)
     paths = []
     for i in range(4):
@@ -369,7 +369,7 @@ def test_a_file_that_is_uploaded_again_is_kept_once(tmp_path: Path) -> None:
 def test_sessions_are_bounded_in_number_and_those_without_files_go_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("web.sessions.MAX_SESSIONS", 3)
+    monkeypatch.setattr("inference.web.sessions.MAX_SESSIONS", 3)
     sessions = Sessions(tmp_path)
     tokens = [sessions.begin()]
     busy = sessions.find(tokens[0])
@@ -377,7 +377,7 @@ def test_sessions_are_bounded_in_number_and_those_without_files_go_first(
     busy.store(io.BytesIO(b"a picture"), "a.png")
     tokens += [sessions.begin() for _ in range(5)]
     assert [sessions.find(token) is not None for token in tokens] == [True, False, False, False, True, True]
-    monkeypatch.setattr("web.sessions.TOTAL_BYTES", 1)
+    monkeypatch.setattr("inference.web.sessions.TOTAL_BYTES", 1)
     other = sessions.find(tokens[-1])
     assert other is not None
     sessions.make_room(other)

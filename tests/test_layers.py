@@ -13,7 +13,6 @@ FOLDERS = {
     "training": {"imaging", "inference", "dataset"},
     "evaluation": {"imaging", "inference", "dataset"},
     "exporters": set(),
-    "web": {"imaging", "inference"},
 }
 LEAVES = {"config", "layers", "losses", "metric_tracker", "metrics", "models", "msse", "prior"}
 WITHOUT_LEAVES = {"imaging"}

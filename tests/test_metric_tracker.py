@@ -24,7 +24,7 @@ from metric_tracker import (
     thin,
 )
 
-FIRST, SECOND = (str(REPOSITORY / "weights" / f"{name}_run.csv") for name in ("first", "second"))
+FIRST, SECOND = (str(REPOSITORY / "docs" / "results" / f"{name}_run.csv") for name in ("first", "second"))
 
 
 def history(epochs: int) -> MetricsTracker:

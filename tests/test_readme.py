@@ -105,7 +105,7 @@ def test_every_preset_is_described() -> None:
 def test_tables_of_figures_stand_where_they_were_recorded(heading: str) -> None:
     section = README.split(heading, 1)[1].split("\n## ", 1)[0]
     rows = [line for line in section.splitlines() if line.startswith("|") and re.search(r"\d", line)]
-    files = [*(REPOSITORY / "benchmarks").glob("*.md"), *(REPOSITORY / "weights").glob("*.md")]
+    files = [*(REPOSITORY / "docs").glob("*.md"), *(REPOSITORY / "weights").glob("*.md")]
     recorded = "".join(path.read_text() for path in files)
     assert len(rows) >= 3
     for row in rows:

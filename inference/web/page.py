@@ -20,8 +20,8 @@ from imaging.image_file import ImageFile, read_colors
 from imaging.mask_file import doctor, read_hole
 from inference.fill_files import FillSettings, Job, Source, fill_job, open_job, targets_of
 from inference.visualize import viridis
+from inference.web.sessions import Session, Sessions
 from utils import UserError, one_line
-from web.sessions import Session, Sessions
 
 if TYPE_CHECKING:  # slow to import
     from gradio import Blocks

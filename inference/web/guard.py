@@ -19,8 +19,8 @@ from starlette.responses import FileResponse, HTMLResponse, JSONResponse, PlainT
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from inference.web.sessions import MAX_TABS, Session, Sessions
 from utils import UserError
-from web.sessions import MAX_TABS, Session, Sessions
 
 COOKIE = "inpaint_{port}"  # browsers send a machine's cookies to all of its ports
 HEADERS = {

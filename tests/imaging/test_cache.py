@@ -131,18 +131,18 @@ def test_other_formats_than_those_of_pictures_are_not_opened(
         raise AssertionError("Ghostscript was run")
 
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", run)
-    Image.fromarray(photograph(20, 30)).save(tmp_path / "web.page.eps")
-    (tmp_path / "web.page.eps").rename(tmp_path / "web.page.png")
+    Image.fromarray(photograph(20, 30)).save(tmp_path / "inference.web.page.eps")
+    (tmp_path / "inference.web.page.eps").rename(tmp_path / "inference.web.page.png")
     tag = (50706, 1, 4, bytes([1, 4, 0, 0]), True)
     tifffile.imwrite(tmp_path / "raw.tif", photograph(20, 30), photometric="rgb", extratags=[tag])
     os.mkfifo(tmp_path / "pipe.png")
-    for name, reason in (("web.page.png", ""), ("raw.tif", "raw file"), ("pipe.png", "")):
+    for name, reason in (("inference.web.page.png", ""), ("raw.tif", "raw file"), ("pipe.png", "")):
         path = tmp_path / name
         with pytest.raises(UserError, match=rf"{name}|{reason}") as error:
             read_image(path)
         assert reason in str(error.value)
         assert PixelCache([path], 16, IMAGES, tmp_path / "cache", "x").readable == []
-    for name in ("web.page.png", "pipe.png"):
+    for name in ("inference.web.page.png", "pipe.png"):
         assert short_side_of(tmp_path / name) == math.inf
         assert UncachedPixels([tmp_path / name], 16, IMAGES, "x").readable == []
 
