@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from config import Config, parse_config, parse_field
+from config import Config, parse_config, parse_field, with_current_names
 from dataset import InpaintingDataset, Loader, report_unreadable
 from evaluation.ablation_table import Result, draw, to_csv, to_markdown
 from evaluation.evaluate import ScoreSettings, items, score
@@ -104,7 +104,9 @@ def finished(folder: Path, config: Config, names: list[str]) -> Result | None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"--save_dir: not a result of this project: {path} ({error})") from None
     asked = settings_of(config)
-    settings = settings_of(Config()) | settings  # a setting that came later was at its default
+    settings = settings_of(Config()) | with_current_names(
+        settings
+    )  # a setting that came later was at its default
     changed = [
         f"{name} {settings[name]!r}, not {value!r}"
         for name, value in asked.items()
@@ -136,7 +138,7 @@ def run(row: str, config: Config, loader: DataLoader) -> Result:
             corner_loss = criterion(outputs, image, mask)["corner"].item()
         ratio = mask.double().mean().item()
         scores = score(outputs["output"], None, image, mask, settings) | {"corner_loss": corner_loss}
-        holes.append({"name": name, "bucket": bucket_of(ratio), "hole_ratio": ratio, **scores})
+        holes.append({"name": name, "bucket": bucket_of(ratio), "mask_ratio": ratio, **scores})
     counters = state["counters"]
     result = Result(
         row=row,
@@ -187,7 +189,7 @@ def main(argv: list[str] | None = None) -> int:
             config.image_size,
             training=False,
             max_images=None if args.test_root else config.val_subset or None,
-            coverage=config.mask_coverage,
+            mask_ratio=config.mask_ratio,
             mask_root=config.mask_root,
             invert_mask=config.invert_mask,
             cache_dir=config.cache_dir if config.cache else None,

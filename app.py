@@ -71,7 +71,7 @@ def load_networks(args: argparse.Namespace) -> Networks:
         network, state = load_network(file, device)
         name = Path(file).stem if Path(file).stem not in networks else str(file)
         inpainter = Inpainter(network, max_memory=args.max_memory * 2**30)
-        networks[name] = inpainter, tuple(state["config"]["mask_coverage"])
+        networks[name] = inpainter, tuple(state["config"]["mask_ratio"])
     return networks
 
 

@@ -33,7 +33,7 @@ class Config:
     progressive: str = setting(
         "", "smaller sizes to begin with, their shares of the run, their batches: 64:0.4:32,128:0.3", "PLAN"
     )
-    mask_coverage: tuple[float, float] = setting((0.1, 0.4), "range of missing shares, drawn evenly", "SHARE")
+    mask_ratio: tuple[float, float] = setting((0.1, 0.4), "range of missing shares, drawn evenly", "SHARE")
     mask_root: str = setting("", "folder of mask files to use instead of drawn masks", "DIR")
     invert_mask: bool = setting(False, "in mask files black is missing, not white")
     min_crop: float = setting(1.0, "least side of a training crop, of the image's shorter side", "SHARE")
@@ -165,8 +165,8 @@ class Config:
         require(self.reconstruction in ("l1", "rms"), "reconstruction", "l1 or rms")
         require(self.optimizer in ("adamw", "muon"), "optimizer", "adamw or muon")
         require(0 <= self.ema_decay < 1, "ema_decay", "at least 0 and below 1")
-        low, high = self.mask_coverage
-        require(0 < low <= high < 1, "mask_coverage", "two shares between 0 and 1, the lower first")
+        low, high = self.mask_ratio
+        require(0 < low <= high < 1, "mask_ratio", "two shares between 0 and 1, the lower first")
         self.stage_at(1.0)  # reads the whole plan
 
     def stage_at(self, progress: float) -> tuple[int, int]:
@@ -220,6 +220,14 @@ PRESETS: dict[str, dict[str, Any]] = {
 # fmt: on
 
 
+RENAMED = {"mask_coverage": "mask_ratio"}  # settings of earlier versions, and their present names
+
+
+def with_current_names(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings that an earlier version may have saved, under the names that they have now."""
+    return {RENAMED.get(name, name): value for name, value in settings.items()}
+
+
 def get_config(name: str = "default", **overrides: Any) -> Config:
     """A preset with some of its fields changed.
 
@@ -246,7 +254,7 @@ def add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field) -> None:
         parser.add_argument(negative, action="store_false", help="the opposite", **common)
     elif isinstance(field.default, tuple):
         parser.add_argument(
-            "--mask_coverage", type=float, nargs=2, metavar=("LOW", "HIGH"),
+            "--mask_ratio", "--mask_coverage", type=float, nargs=2, metavar=("LOW", "HIGH"),
             help=f"{text} (default: {field.default[0]} {field.default[1]})", **common
         )  # fmt: skip
     else:
@@ -289,8 +297,8 @@ def parse_config(argv: list[str] | None, prog: str, presets: bool) -> Config:
         add_flag(parser, field)
     flags = vars(parser.parse_args(argv))
     preset = flags.pop("config", "default")
-    if "mask_coverage" in flags:
-        flags["mask_coverage"] = tuple(flags["mask_coverage"])
+    if "mask_ratio" in flags:
+        flags["mask_ratio"] = tuple(flags["mask_ratio"])
     config = get_config(preset, **flags)
     for name in ("train_root", "val_root"):
         for part in split_roots(getattr(config, name)):

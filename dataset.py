@@ -1,4 +1,4 @@
-"""Images and masks as batches: crops, flips and holes of a requested coverage, every draw repeatable."""
+"""Images and masks as batches: crops, flips and holes of a requested mask ratio, every draw repeatable."""
 
 import math
 import sys
@@ -23,7 +23,7 @@ from imaging.files import (
 )
 from imaging.random_masks import random_free_form_mask, random_rectangular_mask
 from imaging.read import short_side_of
-from imaging.sample import MaskFolder, make_item
+from imaging.sample import MaskFolder, make_sample
 from utils import UserError
 
 __all__ = [
@@ -49,7 +49,7 @@ class InpaintingDataset(Dataset):
         image_size: side of the square crops, in pixels; the shorter side is scaled to it.
         training: see above.
         max_images: at most so many, chosen by the seed; None for all.
-        coverage: range of missing shares.
+        mask_ratio: range of missing shares.
         mask_root: folder of mask files instead of drawn masks; one whose stem is the image's, or the
             image's with `_mask`, belongs to it and is cropped like it; other images get any of them.
         invert_mask: black, not white, is missing in mask files.
@@ -72,7 +72,7 @@ class InpaintingDataset(Dataset):
         *,
         training: bool = True,
         max_images: int | None = None,
-        coverage: tuple[float, float] = (0.1, 0.4),
+        mask_ratio: tuple[float, float] = (0.1, 0.4),
         mask_root: str = "",
         invert_mask: bool = False,
         augmentation: Augmentation = UNCHANGED,
@@ -81,7 +81,7 @@ class InpaintingDataset(Dataset):
         cache_dir: str | Path | None = "",
         flag: str = "--train_root",
     ) -> None:
-        self.image_size, self.training, self.coverage, self.seed = image_size, training, coverage, seed
+        self.image_size, self.training, self.mask_ratio, self.seed = image_size, training, mask_ratio, seed
         self.random_crops = training or root == SAMPLE
         paths, names = list_root(root, training, flag)
         chosen = choose(len(paths), max_images, seed)
@@ -126,12 +126,12 @@ class InpaintingDataset(Dataset):
         else:
             generator = np.random.default_rng([self.seed, name_digest(name)])
 
-        return make_item(
+        return make_sample(
             self.pixels[self.positions[index]],
             name,
             generator,
             image_size=self.image_size,
-            coverage=self.coverage,
+            mask_ratio=self.mask_ratio,
             masks=self.masks,
             augmentation=self.augmentation,
             random_crop=self.random_crops,
@@ -193,7 +193,7 @@ def get_dataloaders(
     val_size: int | None = None,
     train_subset: int | None = None,
     val_subset: int | None = None,
-    coverage: tuple[float, float] = (0.1, 0.4),
+    mask_ratio: tuple[float, float] = (0.1, 0.4),
     mask_root: str = "",
     invert_mask: bool = False,
     augmentation: Augmentation = UNCHANGED,
@@ -214,7 +214,7 @@ def get_dataloaders(
 
     Batches are dicts of image (B, 3, S, S) in [0, 1], mask (B, 1, S, S), 1 = missing, and name.
     """
-    shared: dict[str, Any] = {"coverage": coverage, "mask_root": mask_root, "invert_mask": invert_mask}
+    shared: dict[str, Any] = {"mask_ratio": mask_ratio, "mask_root": mask_root, "invert_mask": invert_mask}
     shared |= {"seed": seed, "cache_dir": cache_dir}
     train_set = InpaintingDataset(
         train_root,

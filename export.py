@@ -73,7 +73,7 @@ def describe(network: InpaintingNetwork, state: dict[str, Any], *, half: bool) -
         "format": FORMAT,
         "preset": ", ".join(presets) or "none",
         "architecture": json.dumps(state["architecture"]),
-        "trained": json.dumps({name: state["config"][name] for name in ("image_size", "mask_coverage")}),
+        "trained": json.dumps({name: state["config"][name] for name in ("image_size", "mask_ratio")}),
         "weights_sha256": weights_digest(state["ema"]),
         "precision": "float16" if half else "float32",
         "image": "float32 (batch, 3, height, width), RGB in [0, 1]; any value under the hole",

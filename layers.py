@@ -14,14 +14,14 @@ def resize(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)
 
 
-def cover(side: int, unit: int) -> int:
+def ceil_div(side: int, unit: int) -> int:
     """How many units cover a side: ⌈side / unit⌉, of positive terms because exporters' division truncates."""
     return (side + unit - 1) // unit
 
 
-def beyond(side: int, unit: int) -> int:
+def padding_to_multiple(side: int, unit: int) -> int:
     """What `side` lacks to be a multiple of `unit`."""
-    return cover(side, unit) * unit - side
+    return ceil_div(side, unit) * unit - side
 
 
 def zero_module(module: nn.Module) -> nn.Module:

@@ -30,9 +30,9 @@ LABELS = {
 }
 HIGHER_IS_BETTER = ("psnr", "ssim", "boundary_psnr", "psnr_full", "ssim_full")
 X_LABELS = {"epoch": "epoch", "step": "optimizer steps", "images": "training images seen"}
-FLOOR_NAMES = {"telea": "Telea", "navier_stokes": "Navier-Stokes"}  # of an evaluation; others by their own
+BASELINE_NAMES = {"telea": "Telea", "navier_stokes": "Navier-Stokes"}  # of an evaluation; others by their own
 # of the network, what is no one method's, and what lies so low that it would flatten all curves
-NO_FLOORS = ("output", "coarse", "against", "best_floor", "mean_fill")
+WITHOUT_BASELINES = ("output", "coarse", "against", "best_baseline", "mean_fill")
 
 # Okabe and Ito, "Color Universal Design", 2008, without the yellow, which is faint on white
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -416,14 +416,14 @@ def read_floors(path: Path) -> list[Floor]:
         raise UserError(f"--floors: {path} is not JSON") from None
     methods = report.items() if isinstance(report, dict) else ()
     floors = [
-        Floor(metric, float(value), FLOOR_NAMES.get(name, name.replace("_", " ")))
+        Floor(metric, float(value), BASELINE_NAMES.get(name, name.replace("_", " ")))
         for name, scores in methods
-        if isinstance(scores, dict) and name not in NO_FLOORS
+        if isinstance(scores, dict) and name not in WITHOUT_BASELINES
         for metric, value in scores.items()
         if metric in LABELS and isinstance(value, int | float) and math.isfinite(value)
     ]
     if not floors:
-        raise UserError(f"--floors: {path} holds no scores of {' or '.join(FLOOR_NAMES)}")
+        raise UserError(f"--floors: {path} holds no scores of {' or '.join(BASELINE_NAMES)}")
     return floors
 
 

@@ -240,10 +240,10 @@ def all_metrics(
     return scores
 
 
-def counts(name: str, hole_ratio: float) -> bool:
+def counts(name: str, mask_ratio: float) -> bool:
     """Whether a metric means something of an image with this missing share: of the hole it needs one, of the
     rim one with an edge."""
-    return hole_ratio > 0 if name in HOLE_METRICS else name not in RIM_METRICS or 0 < hole_ratio < 1
+    return mask_ratio > 0 if name in HOLE_METRICS else name not in RIM_METRICS or 0 < mask_ratio < 1
 
 
 class MetricsCalculator:

@@ -11,8 +11,8 @@ from layers import (
     ChannelNorm,
     PartialConv2d,
     activation,
-    beyond,
-    cover,
+    ceil_div,
+    padding_to_multiple,
     pool,
     residual_blocks,
     resize,
@@ -198,13 +198,13 @@ class MaskQueryCrossAttention(nn.Module):
     def key_block(self, height: int, width: int) -> int:
         """Tokens a side that make one key: 1 in windows; in global attention, what `max_keys` needs."""
         block = 1
-        while self.window == GLOBAL and cover(height, block) * cover(width, block) > self.max_keys:
+        while self.window == GLOBAL and ceil_div(height, block) * ceil_div(width, block) > self.max_keys:
             block += 1
         return block
 
     def pool_keys(self, x: torch.Tensor, factor: int) -> torch.Tensor:
         """Means of x (B, C, H, W) over what each key stands for, a token being `factor` values a side."""
-        height, width = (cover(side, factor) for side in x.shape[-2:])
+        height, width = (ceil_div(side, factor) for side in x.shape[-2:])
         return pool(x, factor * self.key_block(height, width))
 
     def bias(self, mask: torch.Tensor, structure: torch.Tensor | None) -> torch.Tensor:
@@ -224,9 +224,9 @@ class MaskQueryCrossAttention(nn.Module):
         hole = self.split(hole.expand(-1, self.num_heads, -1, -1))  # (B·windows, heads, queries, 1)
         received = (attention.flatten(0, 1) * hole).sum(dim=2).mean(dim=1).unflatten(0, (mask.shape[0], -1))
         if self.is_one_window(height, width):
-            received = received.unflatten(2, (-1, cover(width, self.key_block(height, width))))
+            received = received.unflatten(2, (-1, ceil_div(width, self.key_block(height, width))))
         else:
-            rows, columns = cover(height, self.window), cover(width, self.window)
+            rows, columns = ceil_div(height, self.window), ceil_div(width, self.window)
             size = (rows * self.window + 2 * self.halo, columns * self.window + 2 * self.halo)
             received = F.fold(received.transpose(1, 2), size, self.window + 2 * self.halo, stride=self.window)
             received = received[:, :, self.halo :, self.halo :][:, :, :height, :width]
@@ -236,7 +236,7 @@ class MaskQueryCrossAttention(nn.Module):
         """Cut (B, heads·d, h, w) into (B·windows, heads, tokens, d), with `outside` beyond the border."""
         if self.is_one_window(*x.shape[-2:]):
             return x.unflatten(1, (self.num_heads, -1)).flatten(3).transpose(2, 3)
-        bottom, right = (beyond(side, self.window) for side in x.shape[-2:])
+        bottom, right = (padding_to_multiple(side, self.window) for side in x.shape[-2:])
         x = F.pad(x, (halo, right + halo, halo, bottom + halo), value=outside)
         x = self.windows(x, self.window + 2 * halo)
         return x.unflatten(1, (self.num_heads, -1)).transpose(2, 3)
@@ -251,7 +251,7 @@ class MaskQueryCrossAttention(nn.Module):
         y = y.transpose(2, 3).flatten(1, 2)  # (B·windows, heads·d, tokens)
         if self.is_one_window(height, width):
             return y.unflatten(2, (height, width))
-        rows, columns = cover(height, self.window), cover(width, self.window)
+        rows, columns = ceil_div(height, self.window), ceil_div(width, self.window)
         y = y.unflatten(0, (-1, rows, columns)).unflatten(4, (self.window, self.window))
         y = y.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
         return y[:, :, :height, :width]
@@ -445,7 +445,7 @@ class InpaintingNetwork(nn.Module):
     ) -> dict[str, Any]:
         """Complete an image that is 0 under the hole over a guess (B, 3, H, W) of the whole; as `forward`."""
         height, width = image.shape[-2:]
-        border = (0, beyond(width, STRIDE), 0, beyond(height, STRIDE))
+        border = (0, padding_to_multiple(width, STRIDE), 0, padding_to_multiple(height, STRIDE))
         if any(border):  # a padding by nothing copies too, and torch.compile mistakes its gradient's layout
             image, prefill = F.pad(image, border), F.pad(prefill, border, mode="replicate")
         hole = F.pad(mask, border, value=1)  # what lies beyond the border is as unknown as the hole

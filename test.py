@@ -40,7 +40,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     folder.add_argument(
         "--mask_root", default="", metavar="DIR", help="mask files, paired by stem or drawn at random"
     )
-    folder.add_argument("--mask_coverage", type=float, nargs=2, default=(0.1, 0.4), metavar=("LOW", "HIGH"),
+    folder.add_argument("--mask_ratio", "--mask_coverage", type=float, nargs=2, default=(0.1, 0.4),
+                        metavar=("LOW", "HIGH"),
                         help="range of missing shares of drawn masks")  # fmt: skip
     folder.add_argument(
         "--image_size", type=int, default=0, metavar="PIXELS", help="side of the square crops; 0: as trained"
@@ -135,10 +136,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         )
     if args.gt_path and Path(args.image_path).is_dir():
         raise UserError("--gt_path: scores one image, not a folder")
-    low, high = args.mask_coverage
+    low, high = args.mask_ratio
     if not 0 < low <= high < 1:
         raise UserError(
-            f"--mask_coverage: must be two shares between 0 and 1, the lower first, got {low:g} {high:g}"
+            f"--mask_ratio: must be two shares between 0 and 1, the lower first, got {low:g} {high:g}"
         )
     for name in ("max_memory", "max_megapixels"):
         value = getattr(args, name)

@@ -23,8 +23,8 @@ from training.loaders import make_loaders, set_position
 from training.prior_fit import fit_prior
 from training.process import (
     Interrupted,
-    PeerLost,
     StopSignal,
+    WorkerLost,
     is_connection_error,
     process_group,
     set_up_process,
@@ -34,20 +34,20 @@ from training.run_dir import (
     changed_settings,
     find_state,
     keep_checkpoints,
-    prepare_folder,
-    training_goes_on,
+    prepare_run_dir,
     try_to_save,
+    warn_on_os_error,
 )
-from training.state import Run
+from training.state import TrainingState
 from training.step import make_criterion, to_device, train_step
 from utils import UserError, atomic_path, is_shards, one_line, run_program
 
 NUM_PICTURES = 4  # validation images drawn
-MAX_SPOILT = 3  # steps in a row without a finite loss
+MAX_NONFINITE_STEPS = 3  # steps in a row without a finite loss
 
 
 @torch.no_grad()
-def validate(run: Run, loader: DataLoader) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+def validate(run: TrainingState, loader: DataLoader) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
     """Score the averaged weights on every image of `loader`.
 
     Returns:
@@ -83,20 +83,20 @@ def train(config: Config) -> Path:
     Raises:
         UserError: for anything that the user can mend, before the run folder is touched.
         Interrupted: after SIGINT or SIGTERM, once the state is saved.
-        PeerLost: if another process of the run ended.
+        WorkerLost: if another process of the run ended.
     """
     with process_group(config.device) as (rank, num_processes), StopSignal() as stop:
         device = select_device(config.device)
         set_up_process(config.seed)
 
-        run = Run(config, device, rank, num_processes)
+        run = TrainingState(config, device, rank, num_processes)
         folder = Path(config.save_dir).resolve()
         found = find_state(config, folder)
         if found is not None:
             run.load_state_dict(*found)
         elif config.init:
-            run.begin_with(config.init)
-        run.expect_one_state()
+            run.init_from_checkpoint(config.init)
+        run.check_same_checkpoint_on_all_ranks()
         criterion = make_criterion(config).to(device)
         if config.use_lpips:  # find out now, not after an epoch, that its weights are missing
             probe = torch.zeros(1, 3, config.image_size, config.image_size, device=device)
@@ -109,7 +109,7 @@ def train(config: Config) -> Path:
             checkpoint_bytes = 4 * 4 * sum(p.numel() for p in run.model.parameters())  # weights, EMA, moments
             checkpoint_bytes += 4 * 2 * sum(b.numel() for b in run.model.buffers())
             keep = found is not None and folder in found[1].parents
-            lock = prepare_folder(folder, config, keep, checkpoint_bytes)
+            lock = prepare_run_dir(folder, config, keep, checkpoint_bytes)
             changes = changed_settings(found[0]["config"], config) if found is not None else []
             if changes:
                 print(f"resumed with other settings: {', '.join(changes)}")
@@ -120,7 +120,7 @@ def train(config: Config) -> Path:
             return run_epochs(run, criterion, loaders, folder, stop)
         except RuntimeError as error:
             if num_processes > 1 and is_connection_error(error):
-                raise PeerLost from error
+                raise WorkerLost from error
             raise
         finally:
             if lock is not None:
@@ -128,7 +128,7 @@ def train(config: Config) -> Path:
 
 
 def run_epochs(
-    run: Run,
+    run: TrainingState,
     criterion: InpaintingLoss,
     loaders: tuple[DataLoader, DataLoader],
     folder: Path,
@@ -200,7 +200,7 @@ def run_epochs(
 
 
 def train_epoch(
-    run: Run,
+    run: TrainingState,
     network: nn.Module,
     criterion: InpaintingLoss,
     loader: DataLoader,
@@ -233,14 +233,14 @@ def train_epoch(
             continue
         progress = run.progress(len(loader))
         losses = train_step(run, network, criterion, group, progress)
-        run.num_spoilt = run.num_spoilt + 1 if losses is None else 0
+        run.num_nonfinite = run.num_nonfinite + 1 if losses is None else 0
         num_images = sum(len(batch["image"]) for batch in group) * run.num_processes
         elapsed, start = time.perf_counter() - start, time.perf_counter()
         run.batch, run.step = run.batch + len(group), run.step + 1
         run.images, run.elapsed_s = run.images + num_images, run.elapsed_s + elapsed
-        spoilt_folder = last_file.parents[1] / "nonfinite"
+        nonfinite_folder = last_file.parents[1] / "nonfinite"
         if losses is None:
-            dump_batches(run, group, spoilt_folder)
+            dump_batches(run, group, nonfinite_folder)
         else:
             for name, value in (losses | {"images": 1, "seconds": elapsed / num_images}).items():
                 run.sums[name] = run.sums.get(name, 0.0) + value * num_images
@@ -249,13 +249,13 @@ def train_epoch(
         bar.update(len(group))
         bar.set_postfix(loss=f"{losses['total']:.4f}" if losses is not None else "not finite")
         group = []
-        if run.num_spoilt >= MAX_SPOILT:
+        if run.num_nonfinite >= MAX_NONFINITE_STEPS:
             if writer is not None:
                 writer.close()
                 try_to_save(run.state_dict(), last_file)
             raise UserError(
-                f"{MAX_SPOILT} steps running, up to step {run.step}, had a loss or gradient "
-                f"that is not finite: look at their batches in {spoilt_folder}, "
+                f"{MAX_NONFINITE_STEPS} steps running, up to step {run.step}, had a loss or gradient "
+                f"that is not finite: look at their batches in {nonfinite_folder}, "
                 f"or try a lower --lr with --resume auto"
             )
         stop.agreed = run.agree(stop.received)
@@ -270,7 +270,7 @@ def train_epoch(
     bar.close()
 
 
-def dump_batches(run: Run, batches: list[dict[str, Any]], folder: Path) -> None:
+def dump_batches(run: TrainingState, batches: list[dict[str, Any]], folder: Path) -> None:
     """Keep what spoilt a step, images, masks, names and position, to be replayed."""
     content = {"epoch": run.epoch, "batch": run.batch, "step": run.step, "seed": run.config.seed}
     path = folder / f"step_{run.step:07d}_process_{run.rank}.pth"
@@ -279,7 +279,11 @@ def dump_batches(run: Run, batches: list[dict[str, Any]], folder: Path) -> None:
 
 
 def log_step(
-    run: Run, losses: dict[str, float], weights: dict[str, float], images_per_s: float, writer: EventLog
+    run: TrainingState,
+    losses: dict[str, float],
+    weights: dict[str, float],
+    images_per_s: float,
+    writer: EventLog,
 ) -> None:
     """Write one step's scalars for TensorBoard."""
     for name, value in losses.items():
@@ -290,14 +294,14 @@ def log_step(
     writer.add_scalar("train/images_per_s", images_per_s, run.step)
 
 
-def is_validated(run: Run, batches: int) -> bool:
+def is_validated(run: TrainingState, batches: int) -> bool:
     """Whether the epoch that ends, of so many batches, is validated: every n-th is, and the last."""
     last = run.batch < batches or run.epoch + 1 == run.config.epochs or run.progress(batches) >= 1
     return last or (run.epoch + 1) % run.config.val_interval == 0
 
 
 def finish_epoch(
-    run: Run, batches: int, val_loader: DataLoader, writer: EventLog | None, folder: Path
+    run: TrainingState, batches: int, val_loader: DataLoader, writer: EventLog | None, folder: Path
 ) -> None:
     """Validate if it is time, and write the epoch's row, curves and pictures."""
     sums = run.sums
@@ -320,7 +324,7 @@ def finish_epoch(
         grad_norm=means.get("grad_norm", math.nan),
         images_per_s=num_images / seconds,
     )
-    with training_goes_on(folder / "metrics.csv"), atomic_path(folder / "metrics.csv") as temporary:
+    with warn_on_os_error(folder / "metrics.csv"), atomic_path(folder / "metrics.csv") as temporary:
         temporary.write_text(run.tracker.to_csv())
     if validated:
         from torchvision.utils import save_image  # slow to import
@@ -330,9 +334,9 @@ def finish_epoch(
         for name, picture in pictures.items():
             writer.add_image(f"val/{name}", picture, run.step)
             path = folder / "visualizations" / f"epoch_{run.epoch:04d}_{name}.png"
-            with training_goes_on(path), atomic_path(path) as temporary:
+            with warn_on_os_error(path), atomic_path(path) as temporary:
                 save_image(picture, temporary, format="png")
-        with training_goes_on(folder / "visualizations"):
+        with warn_on_os_error(folder / "visualizations"):
             run.tracker.draw(folder / "visualizations")
         print(f"epoch {run.epoch}: " + ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
     writer.flush()
@@ -351,7 +355,7 @@ def main(argv: list[str] | None = None, *, prog: str = "train.py", presets: bool
     except UserError as error:
         print(f"{prog}: error: {one_line(error)}", file=sys.stderr)
         return 2
-    except PeerLost:
+    except WorkerLost:
         message = "another process of the run ended; --resume auto goes on from the last checkpoint"
         print(f"{prog}: error: {message}", file=sys.stderr)
         return 1

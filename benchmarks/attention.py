@@ -48,7 +48,7 @@ def perplexity(attention: torch.Tensor) -> tuple[float, float]:
 
 def main(argv: list[str] | None = None) -> int:
     try:
-        _, network, holes = parse_holes(argv, __file__, __doc__, image_size=128, coverage=(0.1, 0.6))
+        _, network, holes = parse_holes(argv, __file__, __doc__, image_size=128, mask_ratio=(0.1, 0.6))
     except UserError as error:
         print(f"attention.py: error: {error}", file=sys.stderr)
         return 2

@@ -1,7 +1,7 @@
 """A picture of the best, the median and the worst completions of scikit-image's photographs.
 
 Every photograph, cut to a square of 256 pixels, gets holes drawn from the seed in three ranges of
-coverage. All completions are sorted by PSNR in the hole; three of each kind are drawn, with what
+mask_ratio. All completions are sorted by PSNR in the hole; three of each kind are drawn, with what
 `cv2.inpaint` makes of the same hole and the truth. None of the photographs was trained on by the
 weights that come with the project.
 """
@@ -17,7 +17,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import metrics
-from evaluation.baselines import CLASSICAL, FLOORS
+from evaluation.baselines import BASELINES, OPENCV
 from evaluation.evaluate import to_bytes
 from imaging.random_masks import random_mask
 from imaging.read import read_image, resize_image
@@ -66,10 +66,10 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_flush_denormal(True)
     rows = []
     for number, (name, image) in enumerate(photographs().items()):
-        for bucket, coverage in enumerate(BUCKETS):
-            hole = random_mask(SIZE, SIZE, coverage, np.random.default_rng([args.seed, number, bucket])) > 0
+        for bucket, mask_ratio in enumerate(BUCKETS):
+            hole = random_mask(SIZE, SIZE, mask_ratio, np.random.default_rng([args.seed, number, bucket])) > 0
             inputs = to_tensor(image), torch.from_numpy(hole)[None, None].float()
-            classical = [to_bytes(FLOORS[method](*inputs))[0] for method in CLASSICAL]
+            classical = [to_bytes(BASELINES[method](*inputs))[0] for method in OPENCV]
             floor = max(classical, key=lambda filled: psnr(filled, image, hole))
             ours = inpainter(image, hole)
             masked = np.where(hole[:, :, None], 255, image)

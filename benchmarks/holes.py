@@ -14,14 +14,14 @@ Holes = list[tuple[torch.Tensor, torch.Tensor]]
 
 
 def parse_holes(
-    argv: list[str] | None, script: str, document: str, *, image_size: int, coverage: tuple[float, float]
+    argv: list[str] | None, script: str, document: str, *, image_size: int, mask_ratio: tuple[float, float]
 ) -> tuple[argparse.Namespace, InpaintingNetwork, Holes]:
     """The arguments, the network in evaluation mode, and an image (1, 3, S, S) and mask (1, 1, S, S) a hole.
 
     Args:
         script: its file.
         document: its first line is what `--help` says.
-        image_size, coverage: the flags' defaults.
+        image_size, mask_ratio: the flags' defaults.
 
     Raises:
         UserError: for a flag, a checkpoint or a folder that cannot be used.
@@ -33,7 +33,7 @@ def parse_holes(
         "--image_size", type=int, default=image_size, metavar="PIXELS", help="side of the crops"
     )
     parser.add_argument("--max_images", type=int, default=40, metavar="IMAGES", help="at most so many")
-    parser.add_argument("--mask_coverage", type=float, nargs=2, default=coverage, help="missing shares")
+    parser.add_argument("--mask_ratio", type=float, nargs=2, default=mask_ratio, help="missing shares")
     parser.add_argument("--cache_dir", default="", metavar="DIR", help="where decoded images are kept")
     args = parser.parse_args(argv)
     network, _ = load_network(args.checkpoint, torch.device("cpu"))
@@ -42,7 +42,7 @@ def parse_holes(
         args.image_size,
         training=False,
         max_images=args.max_images,
-        coverage=tuple(args.mask_coverage),
+        mask_ratio=tuple(args.mask_ratio),
         cache_dir=args.cache_dir,
     )
     torch.set_flush_denormal(True)

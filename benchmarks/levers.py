@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
         args = parser.parse_args(argv)
         inpainters = [Inpainter.from_checkpoint(args.checkpoint, "cpu", **lever) for lever in LEVERS]
         dataset = InpaintingDataset(
-            args.test_root, args.image_size, training=False, max_images=args.count, coverage=(0.1, 0.6),
+            args.test_root, args.image_size, training=False, max_images=args.count, mask_ratio=(0.1, 0.6),
             cache_dir=args.cache_dir,
         )  # fmt: skip
     except UserError as error:

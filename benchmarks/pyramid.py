@@ -65,7 +65,7 @@ def score(network: InpaintingNetwork, image: torch.Tensor, mask: torch.Tensor) -
 
 def main(argv: list[str] | None = None) -> int:
     try:
-        args, network, holes = parse_holes(argv, __file__, __doc__, image_size=256, coverage=(0.2, 0.4))
+        args, network, holes = parse_holes(argv, __file__, __doc__, image_size=256, mask_ratio=(0.2, 0.4))
     except UserError as error:
         print(f"pyramid.py: error: {error}", file=sys.stderr)
         return 2
@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
     sides = [max(each[0].shape[-2:]) for each in network.trace]
     means = np.nanmean(np.array(scores), axis=0)
     rms = [np.reshape(values, (-1, len(sides))).mean(axis=0) for values in strength.values()]
-    print(f"n {len(scores)}, {args.mask_coverage[0]:.0%} to {args.mask_coverage[1]:.0%} missing; PSNR in dB")
+    print(f"n {len(scores)}, {args.mask_ratio[0]:.0%} to {args.mask_ratio[1]:.0%} missing; PSNR in dB")
     print(f"| size | prefill | coarse | refined | of means at {sides[0]} px | bottleneck | residual |")
     print("|---|---|---|---|---|---|---|")
     for side, row, bottleneck, residual in zip(sides, means, *rms, strict=True):

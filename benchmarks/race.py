@@ -30,7 +30,7 @@ from models import InpaintingNetwork, MaskQueryCrossAttention
 from training.loaders import make_loaders
 from training.prior_fit import fit_prior
 from training.process import keep_freed_memory
-from training.state import Run
+from training.state import TrainingState
 from training.step import make_criterion, train_step
 from utils import OneLineParser
 
@@ -172,11 +172,11 @@ VARIANTS: dict[str, Callable[[], InpaintingNetwork]] = {
 
 
 def score(
-    network: nn.Module, root: str, size: int, coverage: tuple[float, float], count: int, cache: str
+    network: nn.Module, root: str, size: int, mask_ratio: tuple[float, float], count: int, cache: str
 ) -> list[float]:
     """Mean PSNR in the hole of output, coarse and Telea over `count` images."""
     dataset = InpaintingDataset(
-        root, size, training=False, max_images=count, coverage=coverage, cache_dir=cache
+        root, size, training=False, max_images=count, mask_ratio=mask_ratio, cache_dir=cache
     )
     rows = []
     for index in range(len(dataset)):
@@ -204,7 +204,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=50, help="validation images")
     args, flags = parser.parse_known_args()
     config = parse_config(
-        ["--device=cpu", "--num_workers=0", "--mask_coverage", "0.1", "0.6", *flags], "race.py", presets=True
+        ["--device=cpu", "--num_workers=0", "--mask_ratio", "0.1", "0.6", *flags], "race.py", presets=True
     )
 
     torch.set_num_threads(1)
@@ -212,7 +212,7 @@ def main() -> None:
     torch.set_flush_denormal(True)
     keep_freed_memory()
     seed_everything(config.seed)
-    run = Run(config, torch.device("cpu"), model=VARIANTS[args.variant]())
+    run = TrainingState(config, torch.device("cpu"), model=VARIANTS[args.variant]())
     criterion = make_criterion(config)
     images: dict[int, int] = {}
     start, progress = time.process_time(), 0.0

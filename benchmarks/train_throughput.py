@@ -29,7 +29,7 @@ from dataset import InpaintingDataset, get_dataloaders
 from losses import InpaintingLoss
 from training.loaders import make_loaders
 from training.process import keep_freed_memory
-from training.state import Run
+from training.state import TrainingState
 from training.step import train_step
 from utils import OneLineParser
 
@@ -104,7 +104,7 @@ def measure_loader(count: int, rounds: int, size: int = 256) -> None:
 def make_step(config: Config) -> Callable[[], float]:
     """A function that takes one step on the same random batch and returns the loss."""
     torch.manual_seed(0)
-    run = Run(config, torch.device("cpu"))
+    run = TrainingState(config, torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
     noise = torch.rand(
         config.batch_size, 3, config.image_size // 8, config.image_size // 8, generator=generator
@@ -171,7 +171,7 @@ def measure_waiting(steps: int, size: int, batch_size: int) -> None:
     )
     with tempfile.TemporaryDirectory() as cache_dir:
         loader, _ = get_dataloaders("sample", "sample", batch_size, size, num_workers=2, cache_dir=cache_dir)
-        run, criterion = Run(config, torch.device("cpu")), InpaintingLoss()
+        run, criterion = TrainingState(config, torch.device("cpu")), InpaintingLoss()
         waited = worked = 0.0
         batches = (batch for _ in range(10**6) for batch in loader)
         train_step(run, run.model, criterion, [next(iter(loader))], 0.5)  # the first is slow
@@ -203,7 +203,7 @@ def measure_memory(steps: int) -> None:
             cache_dir=cache_dir,
             device="cpu",
         )
-        run, criterion = Run(config, torch.device("cpu")), InpaintingLoss()
+        run, criterion = TrainingState(config, torch.device("cpu")), InpaintingLoss()
         loader, _ = make_loaders(run)
         sizes: list[int] = []
         while run.step < steps:

@@ -30,7 +30,7 @@ class Result:
     Attributes:
         steps, images, minutes: of its training, all sittings together.
         weights_sha256: of the weights that were scored.
-        holes: one dict a hole: `name`, `bucket`, `hole_ratio`, and the metrics.
+        holes: one dict a hole: `name`, `bucket`, `mask_ratio`, and the metrics.
     """
 
     row: str

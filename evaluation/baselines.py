@@ -72,11 +72,11 @@ def each_of(image: torch.Tensor, mask: torch.Tensor, fill: Fill) -> torch.Tensor
     return torch.where(mask > 0, result.to(image.device), image)
 
 
-FLOORS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+BASELINES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "mean_fill": mean_fill,
     "push_pull": push_pull_fill,
     "telea": telea,
     "navier_stokes": navier_stokes,
     "biharmonic": biharmonic,
 }
-CLASSICAL = ("telea", "navier_stokes")  # what people use
+OPENCV = ("telea", "navier_stokes")  # what people use

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from dataset import InpaintingDataset, Loader, report_unreadable
-from evaluation.baselines import FLOORS
+from evaluation.baselines import BASELINES
 from evaluation.evaluate import OUTPUTS, ScoreSettings, save_attention, score_folder, summary_lines, versions
 from evaluation.mask_packs import PackDataset, make_pack
 from evaluation.paper_metrics import FrechetDistance
@@ -96,7 +96,7 @@ def run(args: argparse.Namespace, job: Job | None = None) -> int:
         probe = torch.zeros(1, 3, 64, 64)
         lpips_score(probe, probe, args.lpips_weights or None)
     if args.image_path:
-        return fill(network, tuple(trained["mask_coverage"]), args, job)
+        return fill(network, tuple(trained["mask_ratio"]), args, job)
     score(network, trained, digest, args)
     return 0
 
@@ -130,7 +130,7 @@ def score(network: Network, trained: dict[str, Any], digest: str, args: argparse
             args.image_size,
             training=False,
             max_images=args.max_images or None,
-            coverage=tuple(args.mask_coverage),
+            mask_ratio=tuple(args.mask_ratio),
             mask_root=args.mask_root,
             invert_mask=args.invert_mask,
             seed=args.seed,
@@ -138,7 +138,7 @@ def score(network: Network, trained: dict[str, Any], digest: str, args: argparse
             flag="--test_root",
         )
         report_unreadable(dataset)
-        masks = args.mask_root or f"drawn, {args.mask_coverage[0]:g} to {args.mask_coverage[1]:g} missing"
+        masks = args.mask_root or f"drawn, {args.mask_ratio[0]:g} to {args.mask_ratio[1]:g} missing"
     protocol = {
         "checkpoint": str(args.checkpoint),
         "weights_sha256": digest,
@@ -150,7 +150,7 @@ def score(network: Network, trained: dict[str, Any], digest: str, args: argparse
     if against is not None:
         protocol |= {"against": args.against, "against_sha256": against_digest}
     settings = ScoreSettings(
-        floors=tuple(name for name in FLOORS if args.biharmonic or name != "biharmonic"),
+        floors=tuple(name for name in BASELINES if args.biharmonic or name != "biharmonic"),
         use_lpips=args.use_lpips,
         lpips_weights=args.lpips_weights or None,
         paper=args.protocol == "paper",

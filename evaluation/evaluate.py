@@ -14,7 +14,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from evaluation.baselines import FLOORS
+from evaluation.baselines import BASELINES
 from evaluation.gallery import Against, Entry, gallery_writer
 from evaluation.mask_packs import bucket_of
 from evaluation.paper_metrics import FrechetDistance
@@ -36,7 +36,7 @@ class ScoreSettings:
     """What is measured, besides what always is, and drawn.
 
     Attributes:
-        floors: names out of `FLOORS`.
+        floors: names out of `BASELINES`.
         use_lpips, lpips_weights: as of `lpips_score`.
         paper: add the variants that papers used.
         save_attention: draw structure and attention of every image.
@@ -89,7 +89,7 @@ def score_folder(
                 completions["coarse"] = torch.where(mask > 0, outputs["coarse"], image)
             if other is not None:
                 completions["against"] = other["output"]
-            floors = {floor: FLOORS[floor](image, mask) for floor in settings.floors}
+            floors = {floor: BASELINES[floor](image, mask) for floor in settings.floors}
             raw = {"output": outputs.get("refined")}  # of the others, what is composited is all there is
             scores = {
                 method: score(each, raw.get(method, each), image, mask, settings)
@@ -176,7 +176,7 @@ def pictures_of(network: Network, outputs: dict[str, Any], mask: torch.Tensor) -
 def gallery_scores(hole: Scored, method: str = "output") -> dict[str, float]:
     """What the gallery shows and sorts by of a network on one hole; the gain is over the best floor."""
     gain = hole.gain(hole.floors(), method)
-    return hole.scores[method] | {"hole_ratio": hole.hole_ratio, "gain": gain}
+    return hole.scores[method] | {"mask_ratio": hole.mask_ratio, "gain": gain}
 
 
 def versions() -> str:

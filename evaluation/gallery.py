@@ -83,7 +83,7 @@ METRICS = {
                             "distance between AlexNet's features, nearer to what people see; less is better"),
     "psnr_full":     Metric("PSNR, all", "dB", 2, "low", "of the whole image, known pixels included"),
     "ssim_full":     Metric("SSIM, all", "", 3, "low", "of the whole image, known pixels included"),
-    "hole_ratio":    Metric("hole", "%", 1, factor=100, about="missing share of the image"),
+    "mask_ratio":    Metric("hole", "%", 1, factor=100, about="missing share of the image"),
 }
 PICTURES = {  # label, and what it is
     "input":     ("input", "what the network was given: the hole is white"),

@@ -32,11 +32,11 @@ def bucket_of(ratio: float) -> str:
 
 
 def border_mask(
-    height: int, width: int, coverage: tuple[float, float], generator: np.random.Generator
+    height: int, width: int, mask_ratio: tuple[float, float], generator: np.random.Generator
 ) -> np.ndarray:
     """A mask as of `random_mask` that touches the border of the image."""
     for _ in range(MAX_DRAWS):
-        mask = random_mask(height, width, coverage, generator)
+        mask = random_mask(height, width, mask_ratio, generator)
         if mask[[0, -1]].any() or mask[:, [0, -1]].any():
             return mask
     mask[0, 0] = 1
@@ -78,7 +78,7 @@ def make_pack(root: str, folder: Path, image_size: int, seed: int, max_images: i
                 kind = list(KINDS)[(i + j) % len(KINDS)]
                 mask_seed = [seed, name_digest(names[i]), j]
                 generator = np.random.default_rng(mask_seed)
-                pixel = 1 / image_size**2  # to which coverage is met
+                pixel = 1 / image_size**2  # to which the mask ratio is met
                 mask = KINDS[kind](image_size, image_size, (low + pixel, high - pixel), generator)
                 label = bucket_of(float(mask.mean()))
                 path = folder / "masks" / label.removesuffix(" %") / f"{names[i]}.png"

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.baselines import CLASSICAL
+from evaluation.baselines import OPENCV
 from metrics import counts, mean_interval
 
 Summary = dict[str, Any]
@@ -23,14 +23,14 @@ class Scored:
     Attributes:
         name: of the hole, its image's unless there are several.
         source: the image's; holes of one image are not independent.
-        hole_ratio: missing share, exact.
+        mask_ratio: missing share, exact.
         scores: by method (`output` first), the values of the metrics by name.
     """
 
     name: str
     source: str
     bucket: str
-    hole_ratio: float
+    mask_ratio: float
     scores: dict[str, dict[str, float]]
 
     def floors(self) -> list[str]:
@@ -45,7 +45,7 @@ def means(holes: list[Scored], method: str) -> dict[str, float]:
     """The mean of every metric over the holes in which it means something; over all if it does in none."""
     result = {}
     for name in holes[0].scores[method]:
-        counted = [hole for hole in holes if counts(name, hole.hole_ratio)] or holes
+        counted = [hole for hole in holes if counts(name, hole.mask_ratio)] or holes
         result[name] = float(np.mean([hole.scores[method][name] for hole in counted]))
     return result
 
@@ -57,7 +57,7 @@ def gain(holes: list[Scored], over: Sequence[str]) -> Summary:
         `mean` in dB over the holes; its 95 % `interval`, which resamples images, not holes (None for one
         image); `share` of the holes that gained.
     """
-    holes = [hole for hole in holes if counts("psnr", hole.hole_ratio)] or holes
+    holes = [hole for hole in holes if counts("psnr", hole.mask_ratio)] or holes
     gains: dict[str, list[float]] = {}
     for hole in holes:
         gains.setdefault(hole.source, []).append(hole.gain(over))
@@ -74,20 +74,20 @@ def summarize(holes: list[Scored]) -> Summary:
     """Means of every method, the best floor's of each metric, and the paired gains.
 
     Returns:
-        `holes` and `images`, counts; a dict of metrics for every method; `best_floor`, of every metric the
+        `holes` and `images`, counts; a dict of metrics for every method; `best_baseline`, of every metric the
         best of the floors' means; `gain` over the best floor, `gain_opencv` over the better of
         `cv2.inpaint`'s two methods, and over `coarse` and `against` where there are such.
     """
     floors = holes[0].floors()
     summary: Summary = {"holes": len(holes), "images": len({hole.source for hole in holes})}
     summary |= {method: means(holes, method) for method in holes[0].scores}
-    summary["best_floor"] = {
+    summary["best_baseline"] = {
         name: (max if better else min)(summary[floor][name] for floor in floors)
         for name, better in HIGHER_IS_BETTER.items()
         if name in summary["output"]
     }
     summary["gain"] = gain(holes, floors)
-    summary["gain_opencv"] = gain(holes, [floor for floor in floors if floor in CLASSICAL])
+    summary["gain_opencv"] = gain(holes, [floor for floor in floors if floor in OPENCV])
     for method in ("coarse", "against"):
         if method in holes[0].scores:
             summary[f"gain_{method}"] = gain(holes, [method])
@@ -120,7 +120,7 @@ def table(header: list[str], rows: list[list[str]]) -> list[str]:
 def bucket_table(report: dict[str, Any]) -> list[str]:
     """One row a bucket and one for all: the output beside the best floor, and the paired gains."""
     parts = report["buckets"] | {"all": report}
-    others = [name for name in report["best_floor"] if name != "psnr"]
+    others = [name for name in report["best_baseline"] if name != "psnr"]
     gains = {"gain": "gain over the best floor", "gain_opencv": "over OpenCV's better"}
     gains |= {"gain_coarse": "over coarse", "gain_against": "over the other checkpoint"}
     gains = {key: title for key, title in gains.items() if key in report}
@@ -132,10 +132,10 @@ def bucket_table(report: dict[str, Any]) -> list[str]:
             label,
             str(part["holes"]),
             f"{part['output']['psnr']:.2f}",
-            f"{part['best_floor']['psnr']:.2f}",
+            f"{part['best_baseline']['psnr']:.2f}",
         ]
         row += [signed(part[key]) for key in gains]
-        row += [f"{part['output'][name]:.3f} / {part['best_floor'][name]:.3f}" for name in others]
+        row += [f"{part['output'][name]:.3f} / {part['best_baseline'][name]:.3f}" for name in others]
         rows.append(row)
     return table(header, rows)
 
@@ -143,7 +143,7 @@ def bucket_table(report: dict[str, Any]) -> list[str]:
 def method_table(report: dict[str, Any]) -> list[str]:
     """One row a method, all metrics, means over all holes."""
     methods = [method for method in report if isinstance(report[method], dict) and "psnr" in report[method]]
-    methods.remove("best_floor")
+    methods.remove("best_baseline")
     names = list(report["output"])
     rows = [[method, *(f"{report[method][name]:.4f}" for name in names)] for method in methods]
     return table(["method", *names], rows)
@@ -162,7 +162,7 @@ def to_csv(holes: list[Scored]) -> str:
     """One row a hole; the output's metrics under their names, others' as `method_metric`; `gain` in dB."""
     rows = []
     for hole in holes:
-        row: dict[str, Any] = {"name": hole.name, "bucket": hole.bucket, "hole_ratio": hole.hole_ratio}
+        row: dict[str, Any] = {"name": hole.name, "bucket": hole.bucket, "mask_ratio": hole.mask_ratio}
         for method, scores in hole.scores.items():
             prefix = "" if method == "output" else f"{method}_"
             row |= {prefix + name: value for name, value in scores.items()}

@@ -8,7 +8,15 @@ import onnx
 import torch
 from torch import nn
 
-from exporters.traceable import Enlarge, Expect, Level, Pull, SizeFreePrior, examples, size_free_prior
+from exporters.traceable import (
+    ApplyPrior,
+    Enlarge,
+    Level,
+    Pull,
+    ShapeAgnosticPrior,
+    examples,
+    shape_agnostic_prior,
+)
 from models import InpaintingNetwork
 
 OPSET = 18
@@ -175,7 +183,7 @@ WITHOUT_PRIOR = """
 class PriorPart(nn.Module):
     """A part of what a prior computes, for a picture of any size."""
 
-    def __init__(self, prior: SizeFreePrior) -> None:
+    def __init__(self, prior: ShapeAgnosticPrior) -> None:
         super().__init__()
         self.prior = prior
 
@@ -206,9 +214,9 @@ def build_model(network: InpaintingNetwork, *, half: bool) -> onnx.ModelProto:
             Level(network, half=half), (below, image, mask), ("below", "image", "mask"), ("filled",)
         ),
     }
-    prior = size_free_prior(network)
+    prior = shape_agnostic_prior(network)
     if prior is not None:
-        z, expect = torch.zeros(len(image), prior.rank), Expect(network.pyramid_base)
+        z, expect = torch.zeros(len(image), prior.rank), ApplyPrior(network.pyramid_base)
         parts["equations"] = record(Equations(prior), (image, mask), ("image", "mask"), ("equations",))
         parts["picture"] = record(Picture(prior), (z, image), ("z", "image"), ("expected",))
         parts["expect"] = record(

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch._higher_order_ops.while_loop import while_loop
 
-from layers import beyond, cover, pool
+from layers import ceil_div, padding_to_multiple, pool
 from models import (
     GLOBAL,
     STRIDE,
@@ -33,7 +33,7 @@ MOST_LEVELS = 17  # of the pyramid: images of up to 65,536 pixels a side
 LARGEST_BLOCK = 256  # tokens a side of a key: images of up to 65,536 pixels a side
 
 
-class SizeFreeAttention(MaskQueryCrossAttention):
+class ShapeAgnosticAttention(MaskQueryCrossAttention):
     """The same attention without a decision by size.
 
     Windowed attention cuts small images into windows as well (what lies beyond the border is never heard).
@@ -67,7 +67,7 @@ class SizeFreeAttention(MaskQueryCrossAttention):
         if self.window != GLOBAL:
             return bias
         side = self.scale * self.stride
-        exists = self.members(cover(mask.shape[-2], side), cover(mask.shape[-1], side)).any(dim=1)
+        exists = self.members(ceil_div(mask.shape[-2], side), ceil_div(mask.shape[-1], side)).any(dim=1)
         return torch.where(exists, bias, -math.inf)
 
     def members(self, height: int, width: int) -> torch.Tensor:
@@ -98,11 +98,11 @@ class Level(nn.Module):
         self.network.prior = None  # the part of `FirstGuess`
         for module in self.network.modules():
             if isinstance(module, MaskQueryCrossAttention):
-                module.__class__ = SizeFreeAttention  # the same weights, other arithmetic
+                module.__class__ = ShapeAgnosticAttention  # the same weights, other arithmetic
 
     def forward(self, below: torch.Tensor, image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         height, width = image.shape[-2:]
-        border = (0, beyond(width, STRIDE), 0, beyond(height, STRIDE))
+        border = (0, padding_to_multiple(width, STRIDE), 0, padding_to_multiple(height, STRIDE))
         prefill = F.pad(Enlarge()(below, image, mask), border, mode="replicate")
         padded, hole = F.pad(image, border), F.pad(mask, border, value=1)
         prefill, padded, hole = (each.to(self.kind) for each in (prefill, padded, hole))
@@ -131,13 +131,13 @@ class Pull(nn.Module):
     """`models.pull`, where odd sides get a missing row or column more, which changes no mean."""
 
     def forward(self, image: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        border = (0, beyond(image.shape[3], 2), 0, beyond(image.shape[2], 2))
+        border = (0, padding_to_multiple(image.shape[3], 2), 0, padding_to_multiple(image.shape[2], 2))
         share = F.avg_pool2d(1 - F.pad(mask, border, value=1), 2)
         mean = F.avg_pool2d(F.pad(image, border), 2) / share.clamp_min(0.25)
         return mean, (share == 0).to(mask.dtype)
 
 
-class SizeFreePrior(GaussianPrior):
+class ShapeAgnosticPrior(GaussianPrior):
     """The same prior, which resamples its components to every size, their own included."""
 
     def scaled_to(self, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -145,15 +145,15 @@ class SizeFreePrior(GaussianPrior):
         return self.resampled(height, width, self.side / torch.maximum(one * height, one * width))
 
 
-def size_free_prior(network: InpaintingNetwork) -> SizeFreePrior | None:
+def shape_agnostic_prior(network: InpaintingNetwork) -> ShapeAgnosticPrior | None:
     """The prior of a network, if it has one, without a decision by size."""
     prior = copy.deepcopy(network.prior)
     if prior is not None:
-        prior.__class__ = SizeFreePrior
-    return cast(SizeFreePrior | None, prior)
+        prior.__class__ = ShapeAgnosticPrior
+    return cast(ShapeAgnosticPrior | None, prior)
 
 
-class Expect(nn.Module):
+class ApplyPrior(nn.Module):
     """The rest of `InpaintingNetwork.first_guess`, given its push-pull prefill and the expected picture.
 
     Shapes:
@@ -179,11 +179,11 @@ class Expect(nn.Module):
 
 
 class FirstGuess(nn.Module):
-    """`InpaintingNetwork.first_guess`, given its push-pull prefill; shapes as of `Expect`."""
+    """`InpaintingNetwork.first_guess`, given its push-pull prefill; shapes as of `ApplyPrior`."""
 
     def __init__(self, network: InpaintingNetwork) -> None:
         super().__init__()
-        self.prior, self.expect = size_free_prior(network), Expect(network.pyramid_base)
+        self.prior, self.expect = shape_agnostic_prior(network), ApplyPrior(network.pyramid_base)
 
     def forward(self, prefill: torch.Tensor, image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         if self.prior is None:

@@ -225,7 +225,7 @@ def grow(missing: np.ndarray, pixels: int) -> np.ndarray:
     return grown
 
 
-def doctor(missing: np.ndarray, trained: tuple[float, float] | None = None) -> list[str]:
+def mask_warnings(missing: np.ndarray, trained: tuple[float, float] | None = None) -> list[str]:
     """What looks wrong with a hole: empty, full, larger than can be filled well, or inverted.
 
     Args:

@@ -5,33 +5,33 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 
-Coverage = float | tuple[float, float]
+MaskRatio = float | tuple[float, float]
 
 
 Draw = Callable[[np.ndarray, np.random.Generator], tuple[float, float]]
 
 
 def random_free_form_mask(
-    height: int, width: int, coverage: Coverage = (0.1, 0.4), generator: np.random.Generator | None = None
+    height: int, width: int, mask_ratio: MaskRatio = (0.1, 0.4), generator: np.random.Generator | None = None
 ) -> np.ndarray:
     """Brush strokes that turn at random, as if drawn by hand, until the requested share is missing.
 
     After Yu et al., "Free-Form Image Inpainting with Gated Convolution", ICCV 2019, algorithm 1; ours
-    ends, if need be in the middle of a stroke, at the requested coverage.
+    ends, if need be in the middle of a stroke, at the requested mask ratio.
 
     Args:
-        coverage: the share of missing pixels, in [0, 1]; of a range, a share is drawn evenly.
+        mask_ratio: the share of missing pixels, in [0, 1]; of a range, a share is drawn evenly.
 
     Returns:
         (height, width) uint8 in {0, 1}, 1 = missing; the share is met to one pixel.
     """
     generator = generator or np.random.default_rng()
     canvas = np.zeros((height, width), np.uint8)
-    return _fill_to(draw_share(coverage, generator), canvas, _draw_stroke, generator)
+    return _fill_to(draw_mask_ratio(mask_ratio, generator), canvas, _draw_stroke, generator)
 
 
 def random_rectangular_mask(
-    height: int, width: int, coverage: Coverage = (0.1, 0.4), generator: np.random.Generator | None = None
+    height: int, width: int, mask_ratio: MaskRatio = (0.1, 0.4), generator: np.random.Generator | None = None
 ) -> np.ndarray:
     """Rectangles, some across the border, until the requested share is missing.
 
@@ -39,29 +39,29 @@ def random_rectangular_mask(
     """
     generator = generator or np.random.default_rng()
     canvas = np.zeros((height, width), np.uint8)
-    return _fill_to(draw_share(coverage, generator), canvas, _draw_rectangle, generator)
+    return _fill_to(draw_mask_ratio(mask_ratio, generator), canvas, _draw_rectangle, generator)
 
 
-def random_mask(height: int, width: int, coverage: Coverage, generator: np.random.Generator) -> np.ndarray:
+def random_mask(height: int, width: int, mask_ratio: MaskRatio, generator: np.random.Generator) -> np.ndarray:
     """The mixture: half of the masks strokes, a quarter rectangles, a quarter equal areas of both.
 
     Arguments and result as of `random_free_form_mask`.
     """
     kind = generator.integers(4)
     if kind < 2:
-        return random_free_form_mask(height, width, coverage, generator)
+        return random_free_form_mask(height, width, mask_ratio, generator)
     if kind == 2:
-        return random_rectangular_mask(height, width, coverage, generator)
-    share = draw_share(coverage, generator)
+        return random_rectangular_mask(height, width, mask_ratio, generator)
+    share = draw_mask_ratio(mask_ratio, generator)
     canvas = random_rectangular_mask(height, width, share / 2, generator)
     return _fill_to(share, canvas, _draw_stroke, generator)
 
 
-def draw_share(coverage: Coverage, generator: np.random.Generator) -> float:
+def draw_mask_ratio(mask_ratio: MaskRatio, generator: np.random.Generator) -> float:
     """A share of missing pixels, drawn evenly from a range, or the one given."""
-    low, high = coverage if isinstance(coverage, tuple | list) else (coverage, coverage)
+    low, high = mask_ratio if isinstance(mask_ratio, tuple | list) else (mask_ratio, mask_ratio)
     if not 0 <= low <= high <= 1:
-        raise ValueError(f"coverage must be a share in [0, 1] or a range of shares, got {coverage}")
+        raise ValueError(f"mask_ratio must be a share in [0, 1] or a range of shares, got {mask_ratio}")
     return float(generator.uniform(low, high))
 
 

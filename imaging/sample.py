@@ -54,13 +54,13 @@ class MaskFolder:
         return cv2.resize(mask, (size, size), interpolation=cv2.INTER_NEAREST)
 
 
-def make_item(
+def make_sample(
     image: np.ndarray,
     name: str,
     generator: np.random.Generator,
     *,
     image_size: int,
-    coverage: tuple[float, float],
+    mask_ratio: tuple[float, float],
     masks: MaskFolder | None = None,
     augmentation: Augmentation = UNCHANGED,
     random_crop: bool = True,
@@ -70,13 +70,13 @@ def make_item(
 
     Args:
         image: (H, W, 3) uint8, its shorter side `image_size / augmentation.min_crop` pixels or more.
-        masks: to be used instead of drawn masks of the range `coverage`.
+        masks: to be used instead of drawn masks of the range `mask_ratio`.
         random_crop: else the centre is cut out.
     """
     cut = augmentation.draw_cut(image.shape, image_size, generator, centered=not random_crop)
     flip = random_flip and generator.random() < 0.5
     if masks is None:
-        mask = random_mask(image_size, image_size, coverage, generator)
+        mask = random_mask(image_size, image_size, mask_ratio, generator)
     else:
         mask = masks.read(name, image.shape[:2], cut, image_size, generator)
     colors = cut.take(image, image_size).astype(np.float32) / 255

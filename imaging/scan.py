@@ -31,7 +31,7 @@ MIN_CONTRAST = 2.0  # standard deviation in grey levels of 255, below which ther
 
 
 @dataclass(frozen=True)
-class Prints:
+class Fingerprints:
     """What readable pictures are recognised by: names and SHA-256 of N files, and how they look.
 
     Shapes:
@@ -43,9 +43,9 @@ class Prints:
     signs: np.ndarray
     thumbnails: np.ndarray
 
-    def select(self, rows: list[int]) -> "Prints":
+    def select(self, rows: list[int]) -> "Fingerprints":
         names, digests = [self.names[i] for i in rows], [self.digests[i] for i in rows]
-        return Prints(names, digests, self.signs[rows], self.thumbnails[rows])
+        return Fingerprints(names, digests, self.signs[rows], self.thumbnails[rows])
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Scan:
     short_sides: dict[str, int]  # pixels, of the files whose shorter side is below the training size
     exact: list[list[str]]  # groups of files of the same bytes
     near: list[tuple[str, str]]  # a file and the earlier one that it resembles
-    prints: Prints
+    prints: Fingerprints
     uses: Counter[str]  # how often an epoch sees a file
 
     def count_at(self, size: int, max_enlarge: float) -> int:
@@ -87,7 +87,9 @@ def perceptual_hash(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.where(frequencies > np.median(frequencies), 1, -1).astype(np.int8), thumbnail
 
 
-def find_near(queries: Prints, references: Prints, earlier: bool = False) -> list[tuple[str, str]]:
+def find_near(
+    queries: Fingerprints, references: Fingerprints, earlier: bool = False
+) -> list[tuple[str, str]]:
     """Each query that has a near duplicate among the references, with the one most like it.
 
     Args:
@@ -166,7 +168,7 @@ def scan(
     names, digests = [each[0] for each in seen], [each[1] for each in seen]
     signs = np.array([each[3] for each in seen], np.int8).reshape(-1, 64)
     thumbnails = np.array([each[4] for each in seen], np.uint8).reshape(-1, THUMBNAIL**2)
-    prints = Prints(names, digests, signs, thumbnails)
+    prints = Fingerprints(names, digests, signs, thumbnails)
     groups: dict[bytes, list[int]] = {}
     for i, digest in enumerate(digests):
         groups.setdefault(digest, []).append(i)
@@ -185,7 +187,9 @@ def scan(
     )
 
 
-def find_overlap(train: Prints, val: Prints) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+def find_overlap(
+    train: Fingerprints, val: Fingerprints
+) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     """The validation pictures that training sees: (validation, training) of the same bytes, and alike."""
     known = dict(zip(train.digests, train.names, strict=True))
     exact = [

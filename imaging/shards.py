@@ -18,7 +18,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from imaging.augment import UNCHANGED, Augmentation
 from imaging.files import EXTENSIONS, name_digest
 from imaging.read import read_scaled
-from imaging.sample import MaskFolder, make_item
+from imaging.sample import MaskFolder, make_sample
 from utils import UserError, split_roots
 
 BUFFER = 1000  # encoded pictures that a loader process holds, to mix them
@@ -228,7 +228,7 @@ class ShardDataset(IterableDataset):
         *,
         batch_size: int = 8,
         max_images: int | None = None,
-        coverage: tuple[float, float] = (0.1, 0.4),
+        mask_ratio: tuple[float, float] = (0.1, 0.4),
         mask_root: str = "",
         invert_mask: bool = False,
         augmentation: Augmentation = UNCHANGED,
@@ -238,7 +238,7 @@ class ShardDataset(IterableDataset):
         num_processes: int = 1,
         buffer: int = BUFFER,
     ) -> None:
-        self.image_size, self.batch_size, self.coverage = image_size, batch_size, coverage
+        self.image_size, self.batch_size, self.mask_ratio = image_size, batch_size, mask_ratio
         self.augmentation, self.seed, self.buffer = augmentation, seed, buffer
         self.rank, self.num_processes = rank, num_processes
         self.epoch = self.start = 0
@@ -305,12 +305,12 @@ class ShardDataset(IterableDataset):
                 print(f"warning: {error}; the next image stands in for it", file=sys.stderr)
                 continue
             identity = name_digest(f"{Path(sample.shard).name}/{sample.key}")
-            return make_item(
+            return make_sample(
                 image,
                 sample.key,
                 np.random.default_rng([self.seed, self.epoch, identity]),
                 image_size=self.image_size,
-                coverage=self.coverage,
+                mask_ratio=self.mask_ratio,
                 masks=self.masks,
                 augmentation=self.augmentation,
             )

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from config import with_current_names
 from inference.onnx_network import OnnxNetwork
 from models import InpaintingNetwork
 from utils import UserError, atomic_path, load_tensors
@@ -28,6 +29,8 @@ def load_checkpoint(path: Path, flag: str) -> dict[str, Any]:
     state = load_tensors(path, flag, "checkpoint")
     if not isinstance(state, dict) or state.get("format") != CHECKPOINT_FORMAT:
         raise UserError(f"{flag}: not a checkpoint of this project: {path}")
+    if isinstance(state.get("config"), dict):
+        state["config"] = with_current_names(state["config"])
     return state
 
 

@@ -19,9 +19,9 @@ from imaging.mask_file import (
     Hole,
     alpha_hole,
     box_hole,
-    doctor,
     feather,
     grow,
+    mask_warnings,
     masks_by_image,
     painted_hole,
     read_hole,
@@ -344,7 +344,7 @@ def fill_job(inpainter: "Inpainter", settings: FillSettings, job: Job) -> str:
 
 def print_job(job: Job, trained: tuple[float, float], verified: str) -> None:
     """Say what was filled, and what a user should know of it; `verified` as of `fill_job`."""
-    for note in [*job.notes, *doctor(job.missing, trained)]:
+    for note in [*job.notes, *mask_warnings(job.missing, trained)]:
         print(f"note: {job.image_file}: {note}", file=sys.stderr)
     height, width = job.missing.shape
     end = f", {verified}" if verified else ""

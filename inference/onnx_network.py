@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from config import with_current_names
 from utils import UserError
 
 FORMAT = "msse-inpainting-export-1"  # what the metadata of a file that `export.py` wrote begins with
@@ -43,7 +44,7 @@ class OnnxNetwork:
         self.metadata = dict(self.session.get_modelmeta().custom_metadata_map)
         if self.metadata.get("format") != FORMAT:
             raise UserError(f"{flag}: not written by this version's export.py: {path}")
-        self.trained = json.loads(self.metadata["trained"])  # image_size and mask_coverage
+        self.trained = with_current_names(json.loads(self.metadata["trained"]))  # image_size and mask_ratio
         self.device = torch.device("cpu")
 
     def __call__(

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from inference.tiling import WHOLE, to_tensor, to_unit
-from layers import beyond
+from layers import padding_to_multiple
 from models import STRIDE, InpaintingNetwork
 
 
@@ -60,7 +60,9 @@ def attention_heatmaps(
         the stages scaled to a largest value of 1.
     """
     height, width = mask.shape[-2:]
-    hole = F.pad(mask, (0, beyond(width, STRIDE), 0, beyond(height, STRIDE)), value=1)
+    hole = F.pad(
+        mask, (0, padding_to_multiple(width, STRIDE), 0, padding_to_multiple(height, STRIDE)), value=1
+    )
     module = network.refinement
     stages = (module.structure_stage, module.shape_stage, module.texture_stage)
     maps = {"structure": outputs["structure"]} if "structure" in outputs else {}

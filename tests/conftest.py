@@ -65,7 +65,7 @@ def malformed() -> dict[str, bytes]:
     return files
 
 
-def awake(network: nn.Module, seed: int = 0) -> nn.Module:
+def randomize_zero_init(network: nn.Module, seed: int = 0) -> nn.Module:
     """Weights away from their initial zeros, so that every part of the network shows in its output."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

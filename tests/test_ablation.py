@@ -20,7 +20,7 @@ SMALL += ["--device=cpu", "--epochs=1", "--train_subset=2", "--val_subset=2"]
 
 def result(row: str, seed: int, psnr: list[float]) -> Result:
     holes = [
-        {"name": str(i), "bucket": ("10-20 %", "50-60 %")[i % 2], "hole_ratio": 0.1, "psnr": value, "l1": 0.1}
+        {"name": str(i), "bucket": ("10-20 %", "50-60 %")[i % 2], "mask_ratio": 0.1, "psnr": value, "l1": 0.1}
         for i, value in enumerate(psnr)
     ]
     return Result(row, seed, 10, 1000, 20.0, "0" * 64, holes)
@@ -125,7 +125,7 @@ def test_every_run_is_made_once_and_resumed(
     results = [json.loads(path.read_text()) for path in sorted(tmp_path.rglob("result.json"))]
     assert len(results) == 4 and len({each["weights_sha256"] for each in results}) == 4
     assert all(hole["corner_loss"] > 0 for each in results for hole in each["holes"])
-    holes = {tuple((hole["name"], hole["hole_ratio"]) for hole in each["holes"]) for each in results}
+    holes = {tuple((hole["name"], hole["mask_ratio"]) for hole in each["holes"]) for each in results}
     assert len(holes) == 1  # the same holes for all rows and seeds
     assert not any("root" in name for each in results for name in each["settings"])
     rows = list(csv.DictReader(io.StringIO((tmp_path / "ablation.csv").read_text())))

@@ -27,7 +27,7 @@ def network() -> InpaintingNetwork:
 
 @pytest.fixture
 def checkpoint(network: InpaintingNetwork, tmp_path: Path) -> str:
-    config = {"mask_coverage": (0.1, 0.4), "image_size": 32}
+    config = {"mask_ratio": (0.1, 0.4), "image_size": 32}
     state = {"architecture": ARCHITECTURE, "config": config, "ema": network.state_dict()}
     path = tmp_path / "weights.pth"
     save_checkpoint(state, path)
@@ -85,7 +85,7 @@ def test_a_silenced_part_is_not_heard(part: str, network: InpaintingNetwork) -> 
 def test_attention_and_the_pyramid_score_the_same_completion(
     checkpoint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = ["--max_images=2", "--image_size=64", "--mask_coverage", "0.2", "0.4"]
+    flags = ["--max_images=2", "--image_size=64", "--mask_ratio", "0.2", "0.4"]
     assert attention.main([checkpoint, *flags]) == 0
     (scored,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("PSNR in the hole"))
     assert pyramid.main([checkpoint, *flags]) == 0

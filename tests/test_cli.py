@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import test as evaluation
 import train
-from evaluation.baselines import CLASSICAL
+from evaluation.baselines import OPENCV
 from inference.checkpoints import find_weights, load_checkpoint
 
 SMALL = ["--base_channels=4", "--bottleneck_depth=1", "--image_size=32", "--num_workers=0", "--device=cpu"]
@@ -111,7 +111,7 @@ def test_a_folder_is_scored(
     assert {p.stem for p in (save / "attention").iterdir()} == names
     rows = read_csv(save / "metrics.csv")
     assert {row["name"] for row in rows} == names
-    assert all(0.08 <= float(row["hole_ratio"]) <= 0.42 for row in rows)
+    assert all(0.08 <= float(row["mask_ratio"]) <= 0.42 for row in rows)
     report = json.loads((save / "report.json").read_text())
     assert report["images"] == report["holes"] == 6 and report["protocol"]["image_size"] == 32
     for method, column in (("output", "psnr"), ("telea", "telea_psnr"), ("push_pull", "push_pull_psnr")):
@@ -119,7 +119,7 @@ def test_a_folder_is_scored(
         assert report[method]["psnr"] == pytest.approx(mean, abs=1e-9)
     with Image.open(save / "test_results.png") as results:
         assert results.width == 6 * 34 + 2
-    for name, floors in (("gain_opencv", CLASSICAL), ("gain", ("mean_fill", "push_pull", *CLASSICAL))):
+    for name, floors in (("gain_opencv", OPENCV), ("gain", ("mean_fill", "push_pull", *OPENCV))):
         gains = [float(r["psnr"]) - max(float(r[f"{floor}_psnr"]) for floor in floors) for r in rows]
         assert report[name]["mean"] == pytest.approx(np.mean(gains), abs=1e-9)
         low, high = report[name]["interval"]
@@ -202,7 +202,7 @@ def test_masks_of_a_folder_are_used(checkpoint: Path, folder: Path, tmp_path: Pa
     argv = ["--checkpoint", str(checkpoint), "--test_root", str(folder), "--save_dir", str(tmp_path / "r")]
     assert evaluation.main([*argv, "--mask_root", str(masks)]) == 0
     rows = read_csv(tmp_path / "r" / "metrics.csv")
-    assert {float(row["hole_ratio"]) for row in rows} == {0.5}
+    assert {float(row["mask_ratio"]) for row in rows} == {0.5}
 
 
 @pytest.fixture
@@ -307,7 +307,7 @@ MISTAKES = {
     "both modes": (["--test_root", "sample"], "exactly one of them is required"),
     "no mode": (["--image_path", ""], "exactly one of them is required"),
     "mask forgotten": (["--mask_path", ""], "--mask_path, --box or --alpha_mask: exactly one"),
-    "coverage": (["--mask_coverage", "0.5", "0.1"], "--mask_coverage: must be two shares"),
+    "mask_ratio": (["--mask_ratio", "0.5", "0.1"], "--mask_ratio: must be two shares"),
     "size": (["--image_size", "4"], "--image_size: must be at least 16"),
     "seed": (["--seed", "-1"], "--seed: must be at least 0"),
     "large seed": (["--seed", "5000000000"], "--seed: must be below 2^32"),

@@ -33,8 +33,8 @@ def test_every_field_is_a_flag_and_a_flag_overrides_the_preset() -> None:
     for field in dataclasses.fields(Config):
         if field.type is bool:
             argv, value = [f"--no_{field.name.removeprefix('use_')}"], False
-        elif field.name == "mask_coverage":
-            argv, value = ["--mask_coverage", "0.2", "0.3"], (0.2, 0.3)
+        elif field.name == "mask_ratio":
+            argv, value = ["--mask_ratio", "0.2", "0.3"], (0.2, 0.3)
         elif field.name in ("train_root", "val_root"):
             argv, value = [], "sample"
         else:
@@ -56,7 +56,7 @@ def test_every_field_is_a_flag_and_a_flag_overrides_the_preset() -> None:
         (["--config", "debug", "--lr", "0"], "--lr: must be above 0, got 0.0"),
         (["--config", "debug", "--batch_size", "0"], "--batch_size: must be at least 1"),
         (["--config", "debug", "--base_channels", "17"], "--base_channels: must be even"),
-        (["--config", "debug", "--mask_coverage", "0.5", "0.2"], "--mask_coverage: must be two shares"),
+        (["--config", "debug", "--mask_ratio", "0.5", "0.2"], "--mask_ratio: must be two shares"),
         (["--config", "debug", "--progressive", "64:0.5,128:0.5"], "--progressive: must be sizes"),
         (["--config", "debug", "--progressive", "64"], "--progressive: must be sizes"),
         (["--config", "debug", "--lambda_edge", "-1"], "--lambda_edge: must be 0 or more"),

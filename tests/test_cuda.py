@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import awake
+from conftest import randomize_zero_init
 
 from config import get_config
 from inference.checkpoints import load_checkpoint
@@ -32,7 +32,7 @@ def full_precision() -> Iterator[None]:
 
 def make_network() -> InpaintingNetwork:
     torch.manual_seed(0)
-    network = awake(InpaintingNetwork(8, prior_rank=4))
+    network = randomize_zero_init(InpaintingNetwork(8, prior_rank=4))
     network.prior.fit(torch.rand(16, 3, 32, 32))  # type: ignore[union-attr]
     return network
 

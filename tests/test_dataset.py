@@ -50,7 +50,7 @@ def test_extreme_coverage_is_exact(share: float, expected: float, generator: np.
 
 
 def test_impossible_coverage_is_refused(generator: np.random.Generator) -> None:
-    with pytest.raises(ValueError, match="coverage"):
+    with pytest.raises(ValueError, match="mask_ratio"):
         random_free_form_mask(8, 8, (0.5, 0.2), generator)
 
 

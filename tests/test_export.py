@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, awake, photograph
+from conftest import REPOSITORY, photograph, randomize_zero_init
 from PIL import Image
 
 import export
@@ -38,7 +38,7 @@ def few_cases() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def network() -> InpaintingNetwork:
     torch.manual_seed(0)
-    network = awake(InpaintingNetwork(**ARCHITECTURE)).eval()
+    network = randomize_zero_init(InpaintingNetwork(**ARCHITECTURE)).eval()
     network.prior.fit(torch.rand(40, 3, 32, 32))  # type: ignore[union-attr]
     return network.requires_grad_(False)
 
@@ -46,7 +46,7 @@ def network() -> InpaintingNetwork:
 @pytest.fixture(scope="module")
 def checkpoint(network: InpaintingNetwork, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("run") / "best_model.pth"
-    config = {"image_size": 32, "mask_coverage": (0.1, 0.4), "train_root": "/home/someone/pictures"}
+    config = {"image_size": 32, "mask_ratio": (0.1, 0.4), "train_root": "/home/someone/pictures"}
     save_checkpoint({"architecture": ARCHITECTURE, "ema": network.state_dict(), "config": config}, path)
     return path
 
@@ -87,7 +87,7 @@ def test_an_onnx_file_says_what_it_is(onnx_file: Path, network: InpaintingNetwor
     assert metadata["precision"] == "float32" and metadata["preset"] == "none"
     assert "1 = missing" in metadata["mask"] and "[0, 1]" in metadata["image"]
     assert json.loads(metadata["architecture"]) == ARCHITECTURE
-    assert json.loads(metadata["trained"]) == {"image_size": 32, "mask_coverage": [0.1, 0.4]}
+    assert json.loads(metadata["trained"]) == {"image_size": 32, "mask_ratio": [0.1, 0.4]}
     assert "someone" not in str(metadata)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import SHARED, awake, photograph
+from conftest import SHARED, photograph, randomize_zero_init
 from torch import nn
 
 from config import PRESETS, get_config
@@ -23,7 +23,7 @@ WHOLE = 2**31  # a pyramid base that no image is larger than
 @pytest.fixture(scope="module")
 def network() -> InpaintingNetwork:
     torch.manual_seed(0)
-    network = awake(InpaintingNetwork(base_channels=16, prior_rank=8)).eval()
+    network = randomize_zero_init(InpaintingNetwork(base_channels=16, prior_rank=8)).eval()
     network.prior.fit(torch.rand(40, 3, 32, 32))  # type: ignore[union-attr]
     return network
 
@@ -292,7 +292,7 @@ def test_an_untrained_network_is_its_prefill(batch: Batch) -> None:
 
 def test_every_stage_and_the_smaller_scales_change_the_output(batch: Batch) -> None:
     torch.manual_seed(0)
-    network = awake(InpaintingNetwork(16)).eval()
+    network = randomize_zero_init(InpaintingNetwork(16)).eval()
     image, mask = batch
     expected = network(image, mask)["output"]
     stages = network.refinement
@@ -309,7 +309,7 @@ def test_every_stage_and_the_smaller_scales_change_the_output(batch: Batch) -> N
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_parameter_of_every_preset_gets_a_gradient(preset: str, batch: Batch) -> None:
     torch.manual_seed(0)
-    network = awake(InpaintingNetwork(**get_config(preset).architecture()))
+    network = randomize_zero_init(InpaintingNetwork(**get_config(preset).architecture()))
     image, mask = batch
     InpaintingLoss()(network(image, mask), image, mask)["total"].backward()
     without = [n for n, p in network.named_parameters() if p.grad is None or p.grad.abs().sum() == 0]
@@ -318,7 +318,7 @@ def test_every_parameter_of_every_preset_gets_a_gradient(preset: str, batch: Bat
 
 def test_the_gradients_are_those_of_finite_differences() -> None:
     torch.manual_seed(0)
-    network = awake(InpaintingNetwork(4, bottleneck_depth=1, pyramid_base=16)).double()
+    network = randomize_zero_init(InpaintingNetwork(4, bottleneck_depth=1, pyramid_base=16)).double()
     image, mask = torch.rand(1, 3, 17, 18, dtype=torch.float64), torch.zeros(1, 1, 17, 18).double()
     mask[..., 3:12, 4:14] = 1
 
@@ -414,7 +414,7 @@ def test_one_window_that_holds_the_whole_image_is_global_attention() -> None:
 
 
 def test_the_smallest_copy_is_completed_with_its_mirror_image(batch: Batch) -> None:
-    network = awake(InpaintingNetwork(16)).eval()
+    network = randomize_zero_init(InpaintingNetwork(16)).eval()
     mask = batch[1][..., :24, :31]
     known = batch[0][..., :24, :31] * (1 - mask)
     guess = network.first_guess(known, mask)

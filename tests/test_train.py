@@ -25,7 +25,7 @@ from training import step as step_module
 from training.loaders import make_loaders
 from training.optimizers import FINAL_LR, ema_update, lr_factor
 from training.process import Interrupted
-from training.state import Run
+from training.state import TrainingState
 from training.step import train_step
 from utils import UserError
 
@@ -180,7 +180,9 @@ def test_a_plan_in_time_changes_size_and_batch_within_an_epoch(
     )
     seen = []
 
-    def step(run: Run, network: Any, criterion: Any, batches: list, progress: float) -> dict[str, float]:
+    def step(
+        run: TrainingState, network: Any, criterion: Any, batches: list, progress: float
+    ) -> dict[str, float]:
         image = batches[0]["image"]
         seen.append((progress, image.shape[-1], len(image)))
         run.elapsed_s += 12.5  # a step takes 12.5 s: the third is the first of the second half
@@ -207,14 +209,14 @@ def test_a_run_saves_between_the_ends_of_epochs(config: Config, monkeypatch: pyt
 
 
 def test_muon_takes_the_matrices_and_adamw_the_rest(config: Config) -> None:
-    run = Run(dataclasses.replace(config, **MUON), torch.device("cpu"))
+    run = TrainingState(dataclasses.replace(config, **MUON), torch.device("cpu"))
     muon, adamw = ([p for g in o.param_groups for p in g["params"]] for o in run.optimizers)
     assert {id(p) for p in run.model.parameters()} == {id(p) for p in (*muon, *adamw)}
     assert len(muon) + len(adamw) == len(list(run.model.parameters()))
     names = {id(p): name for name, p in run.model.named_parameters()}
     assert "coarse_decoder.bottleneck.1.conv1.weight" in {names[id(p)] for p in muon}
     assert "refinement_decoder.to_rgb.weight" in {names[id(p)] for p in adamw}  # three channels
-    (alone,) = Run(config, torch.device("cpu")).optimizers
+    (alone,) = TrainingState(config, torch.device("cpu")).optimizers
     assert type(alone) is torch.optim.AdamW
 
 
@@ -225,7 +227,7 @@ def test_two_small_batches_make_the_step_of_one_large(config: Config, folder: Pa
     norms, weights = [], []
     for size in (4, 2):
         torch.manual_seed(0)
-        run = Run(config, torch.device("cpu"))
+        run = TrainingState(config, torch.device("cpu"))
         batches = [{"image": images[i : i + size], "mask": mask[i : i + size]} for i in range(0, 4, size)]
         for _ in range(2):
             means = train_step(run, run.model, InpaintingLoss(), batches, 0.5)
@@ -236,7 +238,7 @@ def test_two_small_batches_make_the_step_of_one_large(config: Config, folder: Pa
 
 
 def test_time_bounds_the_run_and_its_schedule(config: Config) -> None:
-    run = Run(dataclasses.replace(config, epochs=100, max_minutes=10), torch.device("cpu"))
+    run = TrainingState(dataclasses.replace(config, epochs=100, max_minutes=10), torch.device("cpu"))
     run.elapsed_s = 300
     assert run.progress(5) == pytest.approx(0.5)
     run.epoch = 80
@@ -264,9 +266,9 @@ def test_a_run_begins_with_the_weights_of_another(config: Config, tmp_path: Path
     trained = load_checkpoint(train(dataclasses.replace(config, epochs=1)), "--init")
     path = tmp_path / "weights.pth"
     save_checkpoint(trained, path)
-    run = Run(config, torch.device("cpu"))
+    run = TrainingState(config, torch.device("cpu"))
     assert not torch.equal(run.model.embed.weight, trained["ema"]["embed.weight"])
-    run.begin_with(str(path))
+    run.init_from_checkpoint(str(path))
     assert_same(run.model.state_dict(), trained["ema"])
     assert_same(run.ema.module.state_dict(), trained["ema"])
     begun = dataclasses.replace(config, init=str(path), lr=1e-12, epochs=1, save_dir=str(tmp_path / "begun"))
@@ -283,13 +285,13 @@ def test_mixed_precision_on_a_cpu_trains_as_single_precision_does(
     config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(run_module, "has_bfloat16", lambda _: False)
-    assert Run(dataclasses.replace(config, amp=True), torch.device("cpu")).amp_dtype is None
+    assert TrainingState(dataclasses.replace(config, amp=True), torch.device("cpu")).amp_dtype is None
     assert "note: --amp: no bfloat16 arithmetic on this cpu; going on in float32" in capsys.readouterr().err
     monkeypatch.setattr(run_module, "has_bfloat16", lambda _: True)
     losses = []
     for amp in (False, True):
         torch.manual_seed(0)
-        run = Run(dataclasses.replace(config, amp=amp, lr=1e-3), torch.device("cpu"))
+        run = TrainingState(dataclasses.replace(config, amp=amp, lr=1e-3), torch.device("cpu"))
         assert run.amp_dtype == (torch.bfloat16 if amp else None)
         loader, _ = make_loaders(run)
         criterion = InpaintingLoss()
@@ -304,14 +306,14 @@ def test_mixed_precision_on_a_cpu_trains_as_single_precision_does(
 def test_a_signal_while_processes_agree_is_not_lost(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = 0
 
-    def agree(self: Run, received: int | None) -> int | None:
+    def agree(self: TrainingState, received: int | None) -> int | None:
         nonlocal calls
         calls += 1
         if calls == 2:
             os.kill(os.getpid(), signal.SIGTERM)
         return received  # as it was before
 
-    monkeypatch.setattr(Run, "agree", agree)
+    monkeypatch.setattr(TrainingState, "agree", agree)
     with pytest.raises(Interrupted):
         train(config)
     assert calls == 3
@@ -319,7 +321,7 @@ def test_a_signal_while_processes_agree_is_not_lost(config: Config, monkeypatch:
 
 def test_weights_alone_and_another_optimizer_are_refused(config: Config, tmp_path: Path) -> None:
     state = load_checkpoint(train(dataclasses.replace(config, epochs=1)), "")
-    run = Run(dataclasses.replace(config, optimizer="muon"), torch.device("cpu"))
+    run = TrainingState(dataclasses.replace(config, optimizer="muon"), torch.device("cpu"))
     with pytest.raises(UserError, match="holds the state of --optimizer adamw, not muon"):
         run.load_state_dict(state, tmp_path / "last.pth")
     del state["model"]
@@ -342,9 +344,9 @@ def test_a_best_that_could_not_be_saved_is_not_the_best(
 def test_another_number_of_processes_goes_on_from_the_same_image(
     config: Config, before: int, after: int, batch: int, tmp_path: Path
 ) -> None:
-    run = Run(config, torch.device("cpu"), num_processes=before)
+    run = TrainingState(config, torch.device("cpu"), num_processes=before)
     run.batch = 7  # of each process
-    resumed = Run(config, torch.device("cpu"), num_processes=after)
+    resumed = TrainingState(config, torch.device("cpu"), num_processes=after)
     resumed.load_state_dict(copy.deepcopy(run.state_dict()), tmp_path / "last.pth")
     assert resumed.batch == batch and resumed.batch * after <= 7 * before
 
@@ -370,7 +372,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
     """Make the images of these steps NaN on their way to the network."""
     to_device, count = step_module.to_device, 0
 
-    def spoiled(batch: dict[str, Any], run: Run) -> tuple[torch.Tensor, torch.Tensor]:
+    def spoiled(batch: dict[str, Any], run: TrainingState) -> tuple[torch.Tensor, torch.Tensor]:
         nonlocal count
         count += torch.is_grad_enabled()  # not in validation
         image, mask = to_device(batch, run)
@@ -401,7 +403,7 @@ def test_a_spoilt_step_is_skipped_and_its_batch_kept(
 def test_a_skipped_step_changes_nothing(
     config: Config, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = Run(dataclasses.replace(config, **MUON), torch.device("cpu"))
+    run = TrainingState(dataclasses.replace(config, **MUON), torch.device("cpu"))
     loader, _ = train_module.make_loaders(run)
     batches = list(loader)
     criterion = InpaintingLoss()

@@ -20,7 +20,7 @@ from imaging.sample import MaskFolder
 from imaging.scan import Scan, find_overlap, scan
 from inference.device import select_device
 from training.process import set_up_process
-from training.state import Run
+from training.state import TrainingState
 from training.step import make_criterion, train_step
 from utils import UserError, is_shards
 
@@ -80,13 +80,13 @@ def measure(config: Config) -> Cost:
     forget_peak()
     before = peak_resident() if device.type != "cuda" else 0
     criterion = make_criterion(config).to(device)
-    run = Run(config, device)
+    run = TrainingState(config, device)
     if config.init:
-        run.begin_with(config.init)
+        run.init_from_checkpoint(config.init)
     generator = np.random.default_rng(config.seed)
 
     def noise(size: int, count: int) -> dict[str, torch.Tensor]:
-        masks = [random_mask(size, size, config.mask_coverage, generator) for _ in range(count)]
+        masks = [random_mask(size, size, config.mask_ratio, generator) for _ in range(count)]
         return {
             "image": torch.rand(count, 3, size, size),
             "mask": torch.from_numpy(np.stack(masks)[:, None].astype(np.float32)),

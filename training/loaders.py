@@ -9,7 +9,7 @@ from config import Config
 from dataset import Loader, get_dataloaders, validation_loader
 from imaging.augment import Augmentation
 from imaging.shards import ShardDataset
-from training.state import Run
+from training.state import TrainingState
 from utils import is_shards
 
 
@@ -30,7 +30,7 @@ def set_position(loader: DataLoader, epoch: int, start: int) -> None:
     position.epoch, position.start = epoch, start
 
 
-def make_loaders(run: Run) -> tuple[DataLoader, DataLoader]:
+def make_loaders(run: TrainingState) -> tuple[DataLoader, DataLoader]:
     """This process's training images at the run's present size, validation images at the configuration's."""
     return loaders_of(run.config, run.size, run.batch_size, run.rank, run.num_processes)
 
@@ -40,7 +40,7 @@ def loaders_of(
 ) -> tuple[DataLoader, DataLoader]:
     """Training images of `size` pixels, validation images of the configuration's size."""
     shared: dict[str, Any] = {
-        "coverage": config.mask_coverage,
+        "mask_ratio": config.mask_ratio,
         "mask_root": config.mask_root,
         "invert_mask": config.invert_mask,
         "num_workers": config.num_workers,

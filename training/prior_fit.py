@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from losses import masked_mean
 from prior import pull, push_pull
 from training.loaders import loaders_of, set_position
-from training.state import Run
+from training.state import TrainingState
 from training.step import to_device
 
 PRIOR_PASSES, PRIOR_IMAGES, PRIOR_BATCH = 4, 8192, 8  # over the training images, at most, at a time
@@ -22,7 +22,7 @@ PRIOR_PASSES, PRIOR_IMAGES, PRIOR_BATCH = 4, 8192, 8  # over the training images
 GUESS_IMAGES = 200  # of validation, on which a prior has to guess better than push-pull
 
 
-def fit_prior(run: Run) -> None:
+def fit_prior(run: TrainingState) -> None:
     """Fit the prior of a network that has an unfitted one to the training images, and count the time.
 
     They are cropped as in training, to the size of the smallest copy. Every process of the run fits the same.
@@ -57,7 +57,7 @@ def fit_prior(run: Run) -> None:
 
 
 @torch.no_grad()
-def guess_errors(run: Run, loader: DataLoader) -> tuple[float, float]:
+def guess_errors(run: TrainingState, loader: DataLoader) -> tuple[float, float]:
     """Mean squared error of the first guess in the hole of the smallest copy, with and without the prior."""
     network, sums = run.model, torch.zeros(2)
     for batch in itertools.islice(loader, GUESS_IMAGES // PRIOR_BATCH):

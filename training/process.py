@@ -67,7 +67,7 @@ class Interrupted(Exception):
         self.signum = signum
 
 
-class PeerLost(Exception):
+class WorkerLost(Exception):
     """Another process of the run ended, or cannot be reached any more."""
 
 

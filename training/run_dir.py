@@ -60,7 +60,7 @@ def changed_settings(saved: dict[str, Any], config: Config) -> list[str]:
     ]
 
 
-def prepare_folder(folder: Path, config: Config, keep: bool, checkpoint_bytes: int) -> FileLock:
+def prepare_run_dir(folder: Path, config: Config, keep: bool, checkpoint_bytes: int) -> FileLock:
     """Make the folder, claim it for this process, and write `config.json`; another run there is moved aside.
 
     Args:
@@ -74,14 +74,14 @@ def prepare_folder(folder: Path, config: Config, keep: bool, checkpoint_bytes: i
         UserError: if the folder cannot be written, is too full, or is another process's at the moment.
     """
     try:
-        lock = claim(folder)
+        lock = lock_run_dir(folder)
         if not keep and (folder / "config.json").exists():
             aside = next(
                 p for n in range(1, 10_000) if not (p := folder.with_name(f"{folder.name}.old{n}")).exists()
             )
             folder.rename(aside)
             lock.release()
-            lock = claim(folder)
+            lock = lock_run_dir(folder)
             print(f"{folder} held another run; moved to {aside}")
         for name in ("logs", "checkpoints", "visualizations"):
             (folder / name).mkdir(parents=True, exist_ok=True)
@@ -101,7 +101,7 @@ def prepare_folder(folder: Path, config: Config, keep: bool, checkpoint_bytes: i
     return lock
 
 
-def claim(folder: Path) -> FileLock:
+def lock_run_dir(folder: Path) -> FileLock:
     """Make the folder this process's own until the process ends.
 
     Raises:
@@ -124,7 +124,7 @@ def keep_checkpoints(folder: Path, count: int) -> None:
 
 
 @contextlib.contextmanager
-def training_goes_on(path: Path) -> Iterator[None]:
+def warn_on_os_error(path: Path) -> Iterator[None]:
     """Around the writing of what a run can do without: a full disk is a warning."""
     try:
         yield

@@ -18,7 +18,7 @@ from training.optimizers import ema_update, make_optimizers
 from utils import UserError
 
 
-class Run:
+class TrainingState:
     """All that a run is, between two steps: what a checkpoint holds and `resume` restores."""
 
     def __init__(
@@ -56,7 +56,7 @@ class Run:
         self.size, self.batch_size = config.stage_at(0.0)  # pixels and images, of the epoch under way
         self.best_psnr = -math.inf  # dB
         self.sums: dict[str, float] = {}  # of the losses in the epoch under way
-        self.num_spoilt = 0  # steps without a finite loss, in a row
+        self.num_nonfinite = 0  # steps without a finite loss, in a row
 
     COUNTERS = ("epoch", "batch", "step", "images", "elapsed_s", "size", "batch_size", "best_psnr", "sums")
 
@@ -85,7 +85,7 @@ class Run:
         if differing:
             raise UserError(f"{flag}: {path} holds another architecture: {'; '.join(differing)}")
 
-    def begin_with(self, checkpoint: str) -> None:
+    def init_from_checkpoint(self, checkpoint: str) -> None:
         """Begin with the averaged weights of a checkpoint, and with nothing else of it.
 
         Weights without a prior leave it unfitted.
@@ -129,7 +129,7 @@ class Run:
         # of another number of processes: the same place in the epoch, less at most one batch of each
         self.batch = self.batch * state.get("num_processes", 1) // self.num_processes
 
-    def expect_one_state(self) -> None:
+    def check_same_checkpoint_on_all_ranks(self) -> None:
         """Raises a `UserError` if the processes did not all begin at the same place."""
         if self.num_processes > 1:
             places: list[Any] = [None] * self.num_processes

@@ -9,11 +9,11 @@ from torch import nn
 from config import Config
 from losses import InpaintingLoss
 from training.optimizers import lr_factor
-from training.state import Run
+from training.state import TrainingState
 
 
 def train_step(
-    run: Run,
+    run: TrainingState,
     network: nn.Module,
     criterion: InpaintingLoss,
     batches: list[dict[str, Any]],
@@ -62,7 +62,7 @@ def train_step(
     return run.average(means) | {"grad_norm": norm.item()}
 
 
-def to_device(batch: dict[str, Any], run: Run) -> tuple[torch.Tensor, torch.Tensor]:
+def to_device(batch: dict[str, Any], run: TrainingState) -> tuple[torch.Tensor, torch.Tensor]:
     """Image (B, 3, H, W) and mask (B, 1, H, W) of a batch, where and as the network wants them."""
     memory_format = torch.channels_last if run.config.channels_last else torch.contiguous_format
     image = batch["image"].to(run.device, memory_format=memory_format, non_blocking=True)

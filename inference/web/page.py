@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from imaging.image_file import ImageFile, read_colors
-from imaging.mask_file import doctor, read_hole
+from imaging.mask_file import mask_warnings, read_hole
 from inference.fill_files import FillSettings, Job, Source, fill_job, open_job, targets_of
 from inference.visualize import viridis
 from inference.web.sessions import Session, Sessions
@@ -335,7 +335,7 @@ def build_page(networks: Networks, sessions: Sessions, limits: Limits) -> "Block
         height, width = job.missing.shape
         notes = [f"{job.missing.mean():.1%} of {width} × {height} pixels filled"]
         notes += [proof.replace("the others are identical", "every other pixel is identical")] * bool(proof)
-        notes += [*job.notes, *doctor(job.missing, trained)]
+        notes += [*job.notes, *mask_warnings(job.missing, trained)]
         target = session.add(job.target_file)
         return [
             (shown(before, session), shown(after, session)),

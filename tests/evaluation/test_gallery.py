@@ -32,7 +32,7 @@ def entry(i: int, gain: float, *, name: str = "", against: float | None = None) 
     mask = np.zeros((24, 32), bool)
     mask[6:18, 8:24] = True
     output = np.where(mask[:, :, None], np.uint8(90 + i), truth)
-    scores = {"hole_ratio": 0.05 + 0.1 * (i % 3), "psnr": 20 + gain, "ssim": 0.9 - i / 100, "gain": gain}
+    scores = {"mask_ratio": 0.05 + 0.1 * (i % 3), "psnr": 20 + gain, "ssim": 0.9 - i / 100, "gain": gain}
     pictures = {
         "truth": truth,
         "output": output,
@@ -76,7 +76,7 @@ def test_entries_stand_worst_first_whatever_their_order(tmp_path: Path) -> None:
     assert [each["id"] for each in data["entries"]] == [1, 3, 0, 4, 2]
     assert [each["scores"]["gain"] for each in data["entries"]] == [-2.0, 0.25, 1.5, 3.0, None]
     assert data["buckets"] == list(BUCKETS)
-    assert [each["key"] for each in data["metrics"]] == ["gain", "psnr", "ssim", "hole_ratio"]
+    assert [each["key"] for each in data["metrics"]] == ["gain", "psnr", "ssim", "mask_ratio"]
     kinds = ["input", "output", "truth", "error", "coarse", "stage 1", "telea"]
     assert [each["key"] for each in data["pictures"]] == kinds
     assert [each["key"] for each in data["pictures"] if each["shared"]] == ["input", "truth", "telea"]
@@ -269,7 +269,7 @@ def test_cards_are_sorted_and_filtered(visit: Callable[..., Any], tmp_path: Path
     assert names(page) == ["image0", "image2", "image4", "image6", "image8", "image10"]
     page.locator("#sort").select_option("bucket")  # what is equal stays worst first
     assert names(page) == ["image0", "image6", "image2", "image8", "image10", "image4"]
-    page.locator("#sort").select_option("hole_ratio")
+    page.locator("#sort").select_option("mask_ratio")
     assert names(page) == ["image10", "image4", "image2", "image8", "image0", "image6"]
     page.locator("#bucket").select_option("10-20 %")
     assert names(page) == ["image2", "image8"]

@@ -25,7 +25,7 @@ HOLES = [hole(i, label) for i, label in enumerate(["1-10 %", "10-20 %", "10-20 %
 def test_summaries_are_means_and_paired_gains() -> None:
     whole = summarize(HOLES)
     assert whole["output"] == pytest.approx({"psnr": 21.5, "lpips": 0.2})
-    assert whole["best_floor"] == pytest.approx({"psnr": 20.0, "lpips": 0.1})
+    assert whole["best_baseline"] == pytest.approx({"psnr": 20.0, "lpips": 0.1})
     # the better floor of each hole is 18, 19, 21 and 23 dB
     assert whole["gain"]["mean"] == pytest.approx(np.mean([2, 2, 1, 0])) and whole["gain"]["share"] == 0.75
     low, high = whole["gain"]["interval"]

@@ -56,7 +56,7 @@ def report(problems: list[str]) -> None:
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainingState:
     """What a call printed, and the files it read and wrote."""
 
     status: int
@@ -73,12 +73,12 @@ class Run:
         return [line for line in self.err.splitlines() if line.startswith("test.py: not filled: ")]
 
 
-def run(source: Path, results: Path, *flags: str, **environment: str) -> Run:
+def run(source: Path, results: Path, *flags: str, **environment: str) -> TrainingState:
     command = [sys.executable, "test.py", "--checkpoint", "fast", "--image_path", str(source), *flags,
                "--box", ",".join(map(str, BOX)), "--save_dir", str(results)]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}  # small pictures: threads would wait
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, timeout=600)
-    return Run(
+    return TrainingState(
         done.returncode,
         done.stdout.decode(errors="replace"),
         done.stderr.decode(errors="replace"),
@@ -93,7 +93,7 @@ def kinds() -> dict[str, Kind]:
 
 
 @pytest.fixture(scope="module")
-def verified(kinds: dict[str, Kind], tmp_path_factory: pytest.TempPathFactory) -> Run:
+def verified(kinds: dict[str, Kind], tmp_path_factory: pytest.TempPathFactory) -> TrainingState:
     """Every kind, filled with --verify."""
     root = tmp_path_factory.mktemp("verified")
     write_kinds(root / "in", kinds.values())
@@ -101,7 +101,7 @@ def verified(kinds: dict[str, Kind], tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.fixture(scope="module")
-def unverified(kinds: dict[str, Kind], tmp_path_factory: pytest.TempPathFactory) -> Run:
+def unverified(kinds: dict[str, Kind], tmp_path_factory: pytest.TempPathFactory) -> TrainingState:
     """Those kinds that --verify refuses, and those refused for their bits, filled without it."""
     root = tmp_path_factory.mktemp("unverified")
     deep = ("ppm", "pfm", "sgi", "jpeg2000", "jpeg-12bit")
@@ -117,20 +117,24 @@ def unverified(kinds: dict[str, Kind], tmp_path_factory: pytest.TempPathFactory)
 # --- the tests ---------------------------------------------------------------------------------------
 
 
-def test_one_call_goes_through_a_folder_of_every_kind(verified: Run, kinds: dict[str, Kind]) -> None:
+def test_one_call_goes_through_a_folder_of_every_kind(
+    verified: TrainingState, kinds: dict[str, Kind]
+) -> None:
     assert len(kinds) >= 140
     assert "Traceback" not in verified.err
     assert verified.status == 1  # some are refused
     assert f"of {len(kinds)} images filled" in verified.out.splitlines()[-1]
 
 
-def test_nothing_but_notes_and_refusals_is_printed_as_an_error(verified: Run) -> None:
+def test_nothing_but_notes_and_refusals_is_printed_as_an_error(verified: TrainingState) -> None:
     known = ("note: ", "test.py: not filled: ", "filling")
     lines = [line for part in verified.err.split("\n") for line in part.split("\r") if line.strip()]
     report([line for line in lines if not line.startswith(known)])
 
 
-def test_exactly_the_refused_ones_are_refused_each_in_one_line(verified: Run, kinds: dict[str, Kind]) -> None:
+def test_exactly_the_refused_ones_are_refused_each_in_one_line(
+    verified: TrainingState, kinds: dict[str, Kind]
+) -> None:
     lines = verified.not_filled()
     problems = []
     for kind in kinds.values():
@@ -148,14 +152,16 @@ def test_exactly_the_refused_ones_are_refused_each_in_one_line(verified: Run, ki
     assert len(lines) == len(refused)
 
 
-def test_a_refusal_says_no_address_and_no_bare_error(verified: Run) -> None:
+def test_a_refusal_says_no_address_and_no_bare_error(verified: TrainingState) -> None:
     ugly = re.compile(
         r"object at 0x|\('[A-Z]+'\)$|\b(Overflow|Attribute|Type|Key|Index|Assertion)Error\b|\.tmp\b"
     )
     report([line for line in verified.not_filled() if ugly.search(line)])
 
 
-def test_other_libraries_read_the_same_pixels_outside_the_hole(verified: Run, kinds: dict[str, Kind]) -> None:
+def test_other_libraries_read_the_same_pixels_outside_the_hole(
+    verified: TrainingState, kinds: dict[str, Kind]
+) -> None:
     problems = []
     for kind in kinds.values():
         path = verified.results / kind.name
@@ -183,7 +189,7 @@ def test_other_libraries_read_the_same_pixels_outside_the_hole(verified: Run, ki
     report(problems)
 
 
-def test_the_mode_size_profile_and_orientation_stay(verified: Run, kinds: dict[str, Kind]) -> None:
+def test_the_mode_size_profile_and_orientation_stay(verified: TrainingState, kinds: dict[str, Kind]) -> None:
     def facts(data: bytes) -> dict[str, object]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -213,7 +219,7 @@ def test_the_mode_size_profile_and_orientation_stay(verified: Run, kinds: dict[s
     report(problems)
 
 
-def test_all_chunks_of_a_png_stay(verified: Run, kinds: dict[str, Kind]) -> None:
+def test_all_chunks_of_a_png_stay(verified: TrainingState, kinds: dict[str, Kind]) -> None:
     problems = []
     for kind in kinds.values():
         path = verified.results / kind.name
@@ -239,7 +245,7 @@ def chunks(data: bytes) -> list[tuple[bytes, bytes]]:
     return found
 
 
-def test_all_segments_of_a_jpeg_stay(verified: Run, kinds: dict[str, Kind]) -> None:
+def test_all_segments_of_a_jpeg_stay(verified: TrainingState, kinds: dict[str, Kind]) -> None:
     words = {0xE1: "gain map|EXIF|XMP", 0xE2: "after the first", 0xDD: "restart"}
     problems = []
     for kind in kinds.values():
@@ -273,7 +279,7 @@ def segments(data: bytes) -> list[tuple[int, bytes]]:
 
 
 def test_the_bytes_of_what_was_removed_are_nowhere_in_the_new_file(
-    verified: Run, kinds: dict[str, Kind]
+    verified: TrainingState, kinds: dict[str, Kind]
 ) -> None:
     problems, looked_for = [], 0
     for kind in kinds.values():
@@ -295,7 +301,7 @@ def test_the_bytes_of_what_was_removed_are_nowhere_in_the_new_file(
     report(problems)
 
 
-def test_all_tags_of_a_tiff_stay(verified: Run, kinds: dict[str, Kind]) -> None:
+def test_all_tags_of_a_tiff_stay(verified: TrainingState, kinds: dict[str, Kind]) -> None:
     problems = []
     for kind in kinds.values():
         path = verified.results / kind.name
@@ -323,7 +329,7 @@ def tags(data: bytes) -> dict[int, object]:
         }
 
 
-def exif_differences(call: Run, outcomes: tuple[str, ...], kinds: dict[str, Kind]) -> list[str]:
+def exif_differences(call: TrainingState, outcomes: tuple[str, ...], kinds: dict[str, Kind]) -> list[str]:
     """What exiftool finds changed and no note names."""
     dumps = []
     for folder in (call.source, call.results):
@@ -356,11 +362,13 @@ def exif_differences(call: Run, outcomes: tuple[str, ...], kinds: dict[str, Kind
 
 
 @pytest.mark.skipif(EXIFTOOL is None, reason="needs exiftool")
-def test_what_exiftool_finds_changed_is_said(verified: Run, kinds: dict[str, Kind]) -> None:
+def test_what_exiftool_finds_changed_is_said(verified: TrainingState, kinds: dict[str, Kind]) -> None:
     report(exif_differences(verified, ("filled",), kinds))
 
 
-def test_what_cannot_be_exact_is_filled_with_a_note(unverified: Run, kinds: dict[str, Kind]) -> None:
+def test_what_cannot_be_exact_is_filled_with_a_note(
+    unverified: TrainingState, kinds: dict[str, Kind]
+) -> None:
     assert "Traceback" not in unverified.err
     problems = []
     for path in sorted(unverified.source.iterdir()):
@@ -399,7 +407,7 @@ def inexact_problems(kind: Kind, data: bytes, notes: str) -> list[str]:
 
 @pytest.mark.skipif(EXIFTOOL is None, reason="needs exiftool")
 def test_what_exiftool_finds_changed_in_inexact_files_is_said(
-    unverified: Run, kinds: dict[str, Kind]
+    unverified: TrainingState, kinds: dict[str, Kind]
 ) -> None:
     report(exif_differences(unverified, ("inexact",), kinds))
 

@@ -12,10 +12,10 @@ from imaging.mask_file import (
     alpha_hole,
     binarise,
     box_hole,
-    doctor,
     extremes,
     feather,
     grow,
+    mask_warnings,
     masks_by_image,
     painted_hole,
     read_hole,
@@ -207,7 +207,7 @@ def test_the_doctor_names_what_looks_wrong() -> None:
         (inverted, "inverted"), (large, "guesswork"), (wide, "trained on up to 40%"),
     ]  # fmt: skip
     for missing, word in cases:
-        notes = doctor(missing, (0.1, 0.4))
+        notes = mask_warnings(missing, (0.1, 0.4))
         assert not notes if word is None else len(notes) == 1 and word in notes[0]
 
 

@@ -235,12 +235,12 @@ def test_items_are_those_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyP
         seen.append((name, item, {key: settings[key] for key in settings if key != "masks"}))
         return item
 
-    original = dataset.make_item
+    original = dataset.make_sample
     for module in (dataset, shards):
-        monkeypatch.setattr(module, "make_item", record)
+        monkeypatch.setattr(module, "make_sample", record)
     common: dict[str, Any] = {
         "augmentation": Augmentation(min_crop=0.5),
-        "coverage": (0.2, 0.3),
+        "mask_ratio": (0.2, 0.3),
         "mask_root": str(masks),
     }
     assert len(list(InpaintingDataset(str(folder), 24, **common))) == 3

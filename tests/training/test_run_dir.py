@@ -18,12 +18,12 @@ from inference.checkpoints import save_checkpoint
 from training.run_dir import (
     EventLog,
     changed_settings,
-    claim,
     find_state,
     keep_checkpoints,
-    prepare_folder,
-    training_goes_on,
+    lock_run_dir,
+    prepare_run_dir,
     try_to_save,
+    warn_on_os_error,
 )
 from utils import UserError
 
@@ -73,23 +73,23 @@ def test_changed_settings_are_listed(config: Config) -> None:
 
 
 def test_two_runs_cannot_share_a_folder_and_a_crash_frees_it(config: Config, tmp_path: Path) -> None:
-    code = f"import time; from pathlib import Path; from run_folder import claim; lock = claim(Path({str(tmp_path)!r})); print('claimed', flush=True); time.sleep(60)"
+    code = f"import time; from pathlib import Path; from run_folder import claim; lock = lock_run_dir(Path({str(tmp_path)!r})); print('claimed', flush=True); time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None and other.stdout.readline() == b"claimed\n"
         with pytest.raises(UserError, match="--save_dir: another run is writing"):
-            prepare_folder(tmp_path, config, keep=True, checkpoint_bytes=1)
+            prepare_run_dir(tmp_path, config, keep=True, checkpoint_bytes=1)
         other.kill()
-    prepare_folder(tmp_path, config, keep=True, checkpoint_bytes=1).release()
+    prepare_run_dir(tmp_path, config, keep=True, checkpoint_bytes=1).release()
 
 
 def test_another_run_is_moved_aside_and_the_new_folder_claimed(config: Config, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    prepare_folder(folder, config, keep=False, checkpoint_bytes=1).release()
-    lock = prepare_folder(folder, config, keep=False, checkpoint_bytes=1)
+    prepare_run_dir(folder, config, keep=False, checkpoint_bytes=1).release()
+    lock = prepare_run_dir(folder, config, keep=False, checkpoint_bytes=1)
     assert (tmp_path / "run.old1" / "config.json").exists() and (folder / "config.json").exists()
     with pytest.raises(UserError, match="another run"):
-        claim(folder)
-    claim(tmp_path / "run.old1").release()
+        lock_run_dir(folder)
+    lock_run_dir(tmp_path / "run.old1").release()
     lock.release()
 
 
@@ -99,7 +99,7 @@ def test_what_a_killed_run_was_writing_is_removed(config: Config, tmp_path: Path
     leftovers = [folder / ".metrics.csv.77.tmp", folder / "checkpoints" / ".last.pth.77.tmp"]
     for path in leftovers:
         path.write_bytes(b"half")
-    prepare_folder(folder, config, True, 0).release()
+    prepare_run_dir(folder, config, True, 0).release()
     assert not any(path.exists() for path in leftovers)
 
 
@@ -108,8 +108,8 @@ def test_room_is_looked_for_before_training(
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: types.SimpleNamespace(free=5 * 2**20))
     with pytest.raises(UserError, match=r"5 MiB are free in .*, and checkpoints need 6 MiB"):
-        prepare_folder(tmp_path, config, keep=False, checkpoint_bytes=2 * 2**20)
-    claim(tmp_path).release()  # not held
+        prepare_run_dir(tmp_path, config, keep=False, checkpoint_bytes=2 * 2**20)
+    lock_run_dir(tmp_path).release()  # not held
 
 
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_an_event_log_falls_silent_on_a_full_disk_and_begins_anew(
 
 
 def test_what_a_run_can_do_without_is_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with training_goes_on(tmp_path / "curve.png"):
+    with warn_on_os_error(tmp_path / "curve.png"):
         raise OSError(28, "No space left on device")
     assert "curve.png: No space left on device; training goes on" in capsys.readouterr().err
 
