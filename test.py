@@ -1,12 +1,17 @@
 """Evaluate a checkpoint: score a folder beside classical methods, or fill holes in images."""
 
 import argparse
+import dataclasses
 import math
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from inference.fill_files import FillSettings, open_single
 from utils import OneLineParser, UserError, one_line, run_program
+
+if TYPE_CHECKING:
+    from dataset import InpaintingDataset
+    from evaluation.mask_packs import PackDataset
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -173,20 +178,142 @@ def parse_box(text: str) -> tuple[int, int, int, int]:
     return left, top, width, height
 
 
+def fill(args: argparse.Namespace) -> int:
+    """Fill one image file, or all in a folder; returns the exit status, 1 if some could not be filled."""
+    from evaluation.evaluate import describe  # slow to import: torch
+    from inference.checkpoints import open_network
+    from inference.device import select_device
+    from inference.fill_files import FillSettings, fill_file, fill_folder
+    from inference.inpainter import Inpainter
+
+    names = [field.name for field in dataclasses.fields(FillSettings)]
+    settings = FillSettings(**{name: getattr(args, name) for name in names})
+    network, trained, _ = open_network(args.checkpoint, select_device(args.device), "--checkpoint")
+    inpainter = Inpainter(network, max_memory=args.max_memory * 2**30, flip=args.flip, passes=args.passes)
+    failed = 0
+    fill_path = fill_folder if Path(args.image_path).is_dir() else fill_file
+    for job in fill_path(inpainter, settings, tuple(trained["mask_ratio"])):
+        if job is None:
+            failed += 1
+        elif job.truth is not None or args.save_attention:
+            describe(
+                network,
+                job,
+                Path(args.save_dir),
+                checkpoint=str(args.checkpoint),
+                save_attention=args.save_attention,
+                use_lpips=args.use_lpips,
+                lpips_weights=args.lpips_weights or None,
+            )
+    return int(failed > 0)
+
+
+def make_pack(args: argparse.Namespace) -> None:
+    """Draw a pack of masks for the images of `--test_root`."""
+    from evaluation.mask_packs import DEFAULT_SIZE, make_pack  # slow to import: torch
+
+    size = args.image_size or DEFAULT_SIZE
+    count = make_pack(args.test_root, Path(args.make_pack), size, args.seed, args.max_images or None)
+    print(f"{args.make_pack}: {count:,} masks of {size} px and manifest.json")
+
+
+def open_for_scoring(args: argparse.Namespace, image_size: int) -> "InpaintingDataset | PackDataset":
+    """The images of `--test_root`, under the masks that the flags ask for."""
+    from dataset import InpaintingDataset, report_unreadable
+    from evaluation.mask_packs import PackDataset
+
+    if args.pack:
+        return PackDataset(Path(args.pack), args.test_root, args.cache_dir)
+    dataset = InpaintingDataset(
+        args.test_root,
+        image_size,
+        training=False,
+        max_images=args.max_images or None,
+        mask_ratio=tuple(args.mask_ratio),
+        mask_root=args.mask_root,
+        invert_mask=args.invert_mask,
+        seed=args.seed,
+        cache_dir=args.cache_dir,
+        flag="--test_root",
+    )
+    report_unreadable(dataset)
+    return dataset
+
+
+def score(args: argparse.Namespace) -> None:
+    """Score a folder of images against the baselines; write the report, the completions and the gallery."""
+    import torch  # slow to import, and all that follows with it
+
+    from dataset import Loader
+    from evaluation.baselines import BASELINES
+    from evaluation.evaluate import ScoreSettings, refuse_outputs, score_folder, summary_lines, versions
+    from evaluation.mask_packs import PackDataset
+    from evaluation.paper_metrics import FrechetDistance
+    from inference.checkpoints import open_network
+    from inference.device import select_device
+    from metrics import lpips_score
+
+    folder = Path(args.save_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--save_dir: cannot write to {folder}: {error.strerror}") from None
+    device = select_device(args.device)
+    network, trained, digest = open_network(args.checkpoint, device, "--checkpoint")
+    against = open_network(args.against, device, "--against") if args.against else None
+    refuse_outputs(args.test_root, folder)
+    if args.use_lpips:  # find out before anything is written
+        probe = torch.zeros(1, 3, 64, 64)
+        lpips_score(probe, probe, args.lpips_weights or None)
+    frechet = FrechetDistance(args.fid_weights or None, device) if args.fid else None
+    dataset = open_for_scoring(args, args.image_size or trained["image_size"])
+    masks = f"drawn, {args.mask_ratio[0]:g} to {args.mask_ratio[1]:g} missing"
+    protocol = {
+        "checkpoint": str(args.checkpoint),
+        "weights_sha256": digest,
+        "image_size": dataset.image_size,
+        "masks": f"pack, sha256 {dataset.digest}"
+        if isinstance(dataset, PackDataset)
+        else args.mask_root or masks,
+        "seed": args.seed,
+        "versions": versions(),
+    }
+    if against is not None:
+        protocol |= {"against": args.against, "against_sha256": against[2]}
+    settings = ScoreSettings(
+        baselines=tuple(name for name in BASELINES if args.biharmonic or name != "biharmonic"),
+        use_lpips=args.use_lpips,
+        lpips_weights=args.lpips_weights or None,
+        paper=args.protocol == "paper",
+        save_attention=args.save_attention,
+        gallery=args.gallery,
+    )
+    loader = Loader(dataset, batch_size=args.batch_size, num_workers=args.num_workers)
+    report = score_folder(
+        network, loader, folder, protocol, settings, against[0] if against is not None else None, frechet
+    )
+    print("\n".join(summary_lines(report)))
+    print(f"report.md, report.json, metrics.csv and pictures in {folder}")
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Evaluate as the command line says; returns the exit status: 2 for a user's mistake, 1 if some images
-    of a folder could not be filled.
+    """Evaluate as the command line says.
+
+    Returns:
+        The exit status: 2 for a user error, 1 if some images of a folder could not be filled.
     """
     try:
         args = parse_args(argv)
-        job = None
-        if args.image_path and not Path(args.image_path).is_dir():
-            job = open_single(FillSettings.of(args))
-            if job is None:  # it was there
-                return 0
-        from evaluation.entry import run  # slow to import: torch; a bad file is refused before
+        from inference.device import seed_everything  # slow to import: torch
 
-        return run(args, job)
+        seed_everything(args.seed)
+        if args.image_path:
+            return fill(args)
+        if args.make_pack:
+            make_pack(args)
+        else:
+            score(args)
+        return 0
     except UserError as error:
         print(f"test.py: error: {one_line(error)}", file=sys.stderr)
         return 2

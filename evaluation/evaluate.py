@@ -1,6 +1,7 @@
 """Score the completions of a folder beside what needs no learning; write pictures and the report."""
 
 import contextlib
+import os
 import platform
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,11 +20,14 @@ from evaluation.gallery import Against, Entry, gallery_writer
 from evaluation.mask_packs import bucket_of
 from evaluation.paper_metrics import FrechetDistance
 from evaluation.report import Scored, make_report, signed, to_csv, to_markdown
+from imaging.files import SAMPLE, list_root
 from inference.checkpoints import Network
-from inference.visualize import attention_heatmaps, comparison_grid, heatmap_grid, viridis
-from metrics import all_metrics
+from inference.fill_files import REPORT_FILES, Job, read_named
+from inference.tiling import to_tensor
+from inference.visualize import attention_heatmaps, comparison_grid, heatmap_grid, small_copy, viridis
+from metrics import MetricsCalculator, all_metrics
 from models import InpaintingNetwork
-from utils import atomic_path, write_json, write_text
+from utils import UserError, atomic_path, write_json, write_text
 
 MAX_ROWS = 16  # of test_results.png
 
@@ -36,14 +40,14 @@ class ScoreSettings:
     """What is measured, besides what always is, and drawn.
 
     Attributes:
-        floors: names out of `BASELINES`.
+        baselines: names out of `BASELINES`.
         use_lpips, lpips_weights: as of `lpips_score`.
         paper: add the variants that papers used.
         save_attention: draw structure and attention of every image.
         gallery: write `gallery.html`.
     """
 
-    floors: tuple[str, ...]
+    baselines: tuple[str, ...]
     use_lpips: bool = False
     lpips_weights: str | None = None
     paper: bool = False
@@ -89,7 +93,7 @@ def score_folder(
                 completions["coarse"] = torch.where(mask > 0, outputs["coarse"], image)
             if other is not None:
                 completions["against"] = other["output"]
-            floors = {floor: BASELINES[floor](image, mask) for floor in settings.floors}
+            floors = {floor: BASELINES[floor](image, mask) for floor in settings.baselines}
             raw = {"output": outputs.get("refined")}  # of the others, what is composited is all there is
             scores = {
                 method: score(each, raw.get(method, each), image, mask, settings)
@@ -100,7 +104,7 @@ def score_folder(
             holes.append(hole)
             write_png(to_bytes(outputs["output"])[0], folder / OUTPUTS / f"{name}.png")
             if settings.save_attention and isinstance(network, InpaintingNetwork):
-                save_attention(network, image, mask, outputs, name, folder / "attention")
+                draw_attention(network, image, mask, outputs, name, folder / "attention")
             if add is not None:
                 pictures = {"truth": to_bytes(image)[0]} | pictures_of(network, outputs, mask)
                 pictures |= {floor: to_bytes(filled)[0] for floor, filled in floors.items()}
@@ -213,7 +217,7 @@ def write_png(pixels: np.ndarray, path: Path) -> None:
         Image.fromarray(pixels).save(temporary, format="PNG")
 
 
-def save_attention(
+def draw_attention(
     network: InpaintingNetwork,
     image: torch.Tensor,
     mask: torch.Tensor,
@@ -227,3 +231,49 @@ def save_attention(
     path = folder / f"{name}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     save_image(heatmap_grid(image, mask, attention_heatmaps(network, outputs, mask)), path)
+
+
+@torch.no_grad()
+def describe(
+    network: Network,
+    job: Job,
+    folder: Path,
+    *,
+    checkpoint: str,
+    save_attention: bool = False,
+    use_lpips: bool = False,
+    lpips_weights: str | None = None,
+) -> None:
+    """Score one file's completion against its truth, if it has one, and draw its stages on a smaller copy.
+
+    Writes `metrics.json` and `test_results.png` to `folder` where the truth is known, and the attention maps
+    to `attention/` on request.
+    """
+    from torchvision.utils import save_image  # slow to import
+
+    filled, missing, truth = read_named(job.target_file, "--save_dir").colors(), job.missing, job.truth
+    device = network.device
+    if truth is not None:
+        calculator = MetricsCalculator(use_lpips=use_lpips, lpips_weights=lpips_weights)
+        mask = torch.from_numpy(missing[None, None].astype(np.float32)).to(device)
+        calculator.update(to_tensor(filled).to(device), to_tensor(truth).to(device), mask)
+        scores = calculator.compute()
+        write_json({"checkpoint": checkpoint, "output": scores}, folder / REPORT_FILES[0])
+        print(", ".join(f"{metric} {value:.4g}" for metric, value in scores.items()))
+    image, mask = (each.to(device) for each in small_copy(filled, missing))
+    target = image if truth is None else small_copy(truth, missing)[0].to(device)
+    outputs = network(image, mask, return_attention=save_attention)
+    if save_attention and isinstance(network, InpaintingNetwork):
+        name = job.relative.with_suffix("").as_posix()
+        draw_attention(network, image, mask, outputs, name, folder / "attention")
+    if truth is not None:
+        save_image(comparison_grid(target, mask, outputs), folder / REPORT_FILES[1])
+
+
+def refuse_outputs(root: str, folder: Path) -> None:
+    """Raise a `UserError` if completions written to `folder` could overwrite images of `root`."""
+    real = Path(os.path.realpath(folder))
+    if root != SAMPLE and any(
+        real in Path(os.path.realpath(path)).parents for path in list_root(root, False, "--test_root")[0]
+    ):
+        raise UserError(f"--save_dir: completions would be written among images of --test_root, in {folder}")

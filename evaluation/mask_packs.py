@@ -23,6 +23,9 @@ BUCKETS = ((0.01, 0.1), (0.1, 0.2), (0.2, 0.3), (0.3, 0.4), (0.4, 0.5), (0.5, 0.
 MAX_DRAWS = 1000  # of a mask that has to touch the border
 
 
+DEFAULT_SIZE = 256  # pixels, of the masks of a pack
+
+
 def bucket_of(ratio: float) -> str:
     """The name of the bucket of a missing share, `10-20 %`; `other` below 1 % and from 60 % up."""
     for low, high in BUCKETS:

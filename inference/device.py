@@ -10,11 +10,12 @@ from utils import UserError
 
 
 def seed_everything(seed: int) -> None:
-    """Seed Python, NumPy and torch, and make cuDNN choose deterministic algorithms."""
+    """Seed Python, NumPy and torch, make cuDNN deterministic, and flush denormals to zero."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
     torch.backends.cudnn.deterministic = True
+    torch.set_flush_denormal(True)
 
 
 def select_device(name: str) -> torch.device:

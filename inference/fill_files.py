@@ -1,14 +1,11 @@
 """Fill the holes of image files, one or all in a folder, each written back in its own format."""
 
-import argparse
-import dataclasses
 import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from tqdm import tqdm
@@ -27,11 +24,8 @@ from imaging.mask_file import (
     read_hole,
 )
 from imaging.verify import verify
+from inference.inpainter import Inpainter
 from utils import UserError
-
-if TYPE_CHECKING:  # what is read and refused here needs no torch, which is slow to import
-    from inference.inpainter import Inpainter
-
 
 REPORT_FILES = ("metrics.json", "test_results.png")  # in `save_dir`, where the true image is given
 
@@ -54,11 +48,6 @@ class FillSettings:
     skip_existing: bool = False
     gt_path: str = ""
     max_megapixels: float = 0  # 0 for no limit
-
-    @classmethod
-    def of(cls, args: argparse.Namespace) -> "FillSettings":
-        """Those among the flags."""
-        return cls(**{field.name: getattr(args, field.name) for field in dataclasses.fields(cls)})
 
 
 @dataclass(frozen=True)
@@ -134,16 +123,25 @@ def _identity(path: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def open_single(settings: FillSettings) -> Job | None:
-    """The job of a single image file; None if its result is there and `skip_existing` asks to leave it.
+def fill_file(inpainter: Inpainter, settings: FillSettings, trained: tuple[float, float]) -> Iterator[Job]:
+    """Fill one image file.
+
+    Args:
+        trained: range of mask ratios that the network was trained on.
+
+    Yields:
+        The filled job; nothing if its result exists and `skip_existing` asks to leave it.
 
     Raises:
-        UserError: as `open_job`.
+        UserError: as `open_job` and `fill_job`.
     """
     path = Path(settings.image_path)
     mask_file = Path(settings.mask_path) if settings.mask_path else None
     source = Source(path, mask_file, Path(path.name))
-    return open_job(settings, source, targets_of(settings, [source]))
+    job = open_job(settings, source, targets_of(settings, [source]))
+    if job is not None:
+        print_job(job, trained, fill_job(inpainter, settings, job))
+        yield job
 
 
 def targets_of(settings: FillSettings, sources: list[Source]) -> Targets:
@@ -162,7 +160,7 @@ def targets_of(settings: FillSettings, sources: list[Source]) -> Targets:
 
 
 def fill_folder(
-    inpainter: "Inpainter", settings: FillSettings, trained: tuple[float, float]
+    inpainter: Inpainter, settings: FillSettings, trained: tuple[float, float]
 ) -> Iterator[Job | None]:
     """Fill all images of a folder; what cannot be filled is reported at the end.
 
@@ -319,7 +317,7 @@ def refuse_inexact(picture: ImageFile, lossless: bool) -> None:
         )
 
 
-def fill_job(inpainter: "Inpainter", settings: FillSettings, job: Job) -> str:
+def fill_job(inpainter: Inpainter, settings: FillSettings, job: Job) -> str:
     """Complete an image of any size and write it.
 
     Returns:
@@ -352,7 +350,7 @@ def print_job(job: Job, trained: tuple[float, float], verified: str) -> None:
 
 
 def fill_regions(
-    inpainter: "Inpainter", settings: FillSettings, picture: ImageFile, missing: np.ndarray
+    inpainter: Inpainter, settings: FillSettings, picture: ImageFile, missing: np.ndarray
 ) -> None:
     """Complete the holes of an opened image; only what surrounds each is held a second time."""
     for region in inpainter.regions(missing):

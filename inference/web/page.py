@@ -166,7 +166,7 @@ def warm_up() -> None:
     if "forkserver" in multiprocessing.get_all_start_methods():
         from multiprocessing import forkserver
 
-        multiprocessing.set_forkserver_preload(["page"])
+        multiprocessing.set_forkserver_preload(["inference.web.page"])
         forkserver.ensure_running()
 
 
