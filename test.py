@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils import OneLineParser, UserError, one_line, run_program
+from utils import OneLineParser, UserError, make_folder, one_line, run_program
 
 if TYPE_CHECKING:
     from dataset import InpaintingDataset
@@ -246,7 +246,14 @@ def score(args: argparse.Namespace) -> None:
 
     from dataset import Loader
     from evaluation.baselines import BASELINES
-    from evaluation.evaluate import ScoreSettings, refuse_outputs, score_folder, summary_lines, versions
+    from evaluation.evaluate import (
+        OUTPUTS,
+        ScoreSettings,
+        refuse_outputs,
+        score_folder,
+        summary_lines,
+        versions,
+    )
     from evaluation.mask_packs import PackDataset
     from evaluation.paper_metrics import FrechetDistance
     from inference.checkpoints import open_network
@@ -254,14 +261,11 @@ def score(args: argparse.Namespace) -> None:
     from metrics import lpips_score
 
     folder = Path(args.save_dir)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--save_dir: cannot write to {folder}: {error.strerror}") from None
+    make_folder(folder, "--save_dir")
     device = select_device(args.device)
     network, trained, digest = open_network(args.checkpoint, device, "--checkpoint")
     against = open_network(args.against, device, "--against") if args.against else None
-    refuse_outputs(args.test_root, folder)
+    refuse_outputs(args.test_root, folder / OUTPUTS)
     if args.use_lpips:  # find out before anything is written
         probe = torch.zeros(1, 3, 64, 64)
         lpips_score(probe, probe, args.lpips_weights or None)

@@ -73,6 +73,18 @@ def is_shards(root: str) -> bool:
     return any(part.endswith(".tar") and not os.path.isdir(part) for part in split_roots(root))
 
 
+def make_folder(folder: Path, flag: str) -> None:
+    """Make a folder for results, and its parents.
+
+    Raises:
+        UserError: naming `flag`, if it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{flag}: cannot write to {folder}: {error.strerror}") from None
+
+
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it over `path` on success, remove it on failure."""

@@ -25,7 +25,7 @@ from imaging.mask_file import (
 )
 from imaging.verify import verify
 from inference.inpainter import Inpainter
-from utils import UserError
+from utils import UserError, make_folder
 
 REPORT_FILES = ("metrics.json", "test_results.png")  # in `save_dir`, where the true image is given
 
@@ -140,6 +140,7 @@ def fill_file(inpainter: Inpainter, settings: FillSettings, trained: tuple[float
     source = Source(path, mask_file, Path(path.name))
     job = open_job(settings, source, targets_of(settings, [source]))
     if job is not None:
+        make_folder(Path(settings.save_dir), "--save_dir")
         print_job(job, trained, fill_job(inpainter, settings, job))
         yield job
 
@@ -174,6 +175,7 @@ def fill_folder(
         UserError: for a mistake in the settings.
     """
     sources = list_files(settings)
+    make_folder(Path(settings.save_dir), "--save_dir")
     targets = targets_of(settings, sources)
     failed: list[str] = []
     left = 0

@@ -49,7 +49,7 @@ def test_a_gallery_shows_the_best_the_median_and_the_worst(
     checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(gallery, "NAMES", gallery.NAMES[:3])
-    assert gallery.main([str(tmp_path / "evaluation.gallery.png"), "--checkpoint", checkpoint]) == 0
+    assert gallery.main([str(tmp_path / "gallery.png"), "--checkpoint", checkpoint]) == 0
     *rows, summary = capsys.readouterr().out.splitlines()
     kinds, scores = zip(
         *((cells[1].strip(), float(cells[4])) for cells in (row.split("|") for row in rows)), strict=True
@@ -57,7 +57,7 @@ def test_a_gallery_shows_the_best_the_median_and_the_worst(
     assert kinds == ("best",) * 3 + ("median",) * 3 + ("worst",) * 3
     assert list(scores) == sorted(scores, reverse=True)
     assert summary.startswith("9 holes; ")
-    picture = cv2.imread(str(tmp_path / "evaluation.gallery.png"))
+    picture = cv2.imread(str(tmp_path / "gallery.png"))
     assert picture is not None and picture.shape == (784, 3156, 3)
 
 

@@ -71,7 +71,7 @@ def decode(address: str) -> np.ndarray:
 
 def test_entries_stand_worst_first_whatever_their_order(tmp_path: Path) -> None:
     gains = [1.5, -2.0, float("nan"), 0.25, 3.0]
-    page = write(tmp_path / "evaluation.gallery.html", [entry(i, gain) for i, gain in enumerate(gains)])
+    page = write(tmp_path / "gallery.html", [entry(i, gain) for i, gain in enumerate(gains)])
     data = read(page, "data")
     assert [each["id"] for each in data["entries"]] == [1, 3, 0, 4, 2]
     assert [each["scores"]["gain"] for each in data["entries"]] == [-2.0, 0.25, 1.5, 3.0, None]
@@ -84,7 +84,7 @@ def test_entries_stand_worst_first_whatever_their_order(tmp_path: Path) -> None:
 
 def test_pictures_belong_to_their_entry_and_the_input_hides_the_hole(tmp_path: Path) -> None:
     entries = [entry(0, 2.0), entry(1, 1.0)]
-    page = write(tmp_path / "evaluation.gallery.html", entries)
+    page = write(tmp_path / "gallery.html", entries)
     for i, each in enumerate(entries):
         [pictures] = read(page, f"pictures-{i}")
         for kind in ("truth", "output"):
@@ -129,7 +129,7 @@ def test_the_line_leaves_a_quarter_of_the_hole_on_its_left() -> None:
 
 def test_nothing_that_a_user_wrote_becomes_markup(tmp_path: Path) -> None:
     page = write(
-        tmp_path / "evaluation.gallery.html",
+        tmp_path / "gallery.html",
         [entry(0, 1.0, name=HOSTILE)],
         title=HOSTILE,
         protocol={HOSTILE: HOSTILE},
@@ -143,20 +143,18 @@ def test_nothing_that_a_user_wrote_becomes_markup(tmp_path: Path) -> None:
 
 
 def test_a_page_that_fails_leaves_the_old_one(tmp_path: Path) -> None:
-    path = tmp_path / "results" / "evaluation.gallery.html"
+    path = tmp_path / "results" / "gallery.html"
     before = write(path, [entry(0, 1.0)])
     with pytest.raises(ZeroDivisionError):
         with gallery_writer(path, title="new", protocol={}, labels=("a",)) as add:
             add(entry(1, 2.0))
             raise ZeroDivisionError
-    assert path.read_text() == before and [each.name for each in path.parent.iterdir()] == [
-        "evaluation.gallery.html"
-    ]
+    assert path.read_text() == before and [each.name for each in path.parent.iterdir()] == ["gallery.html"]
 
 
 def test_two_checkpoints_are_compared_hole_by_hole(tmp_path: Path) -> None:
     entries = [entry(0, 1.0, against=3.0), entry(1, 2.0, against=-1.0)]
-    page = write(tmp_path / "evaluation.gallery.html", entries, labels=("a", "b"))
+    page = write(tmp_path / "gallery.html", entries, labels=("a", "b"))
     data = read(page, "data")
     assert [each["scores"]["difference"] for each in data["entries"]] == [-2.0, 3.0]
     assert [each["against"]["psnr"] for each in data["entries"]] == [23.0, 19.0]
@@ -170,14 +168,14 @@ def test_two_checkpoints_are_compared_hole_by_hole(tmp_path: Path) -> None:
 @pytest.mark.parametrize("labels, against", [(("a", "b"), None), (("a",), 1.0)])
 def test_one_label_a_checkpoint(tmp_path: Path, labels: tuple[str, ...], against: float | None) -> None:
     with pytest.raises(ValueError, match="labels"):
-        write(tmp_path / "evaluation.gallery.html", [entry(0, 1.0, against=against)], labels=labels)
+        write(tmp_path / "gallery.html", [entry(0, 1.0, against=against)], labels=labels)
     assert not list(tmp_path.iterdir())
 
 
 def test_scores_without_a_description_are_shown_by_their_names(tmp_path: Path) -> None:
     one = entry(0, 1.0)
     one.scores["sharpness"] = 0.5
-    metrics = read(write(tmp_path / "evaluation.gallery.html", [one]), "data")["metrics"]
+    metrics = read(write(tmp_path / "gallery.html", [one]), "data")["metrics"]
     assert metrics[-1] == {
         "key": "sharpness",
         **METRICS["ssim"]._asdict(),
@@ -254,10 +252,10 @@ def clip(page: Any, card: int = 0) -> float:
 def test_cards_are_sorted_and_filtered(visit: Callable[..., Any], tmp_path: Path) -> None:
     gains = [0.5, -1.0, 2.0, 1.0, 10.0, -0.5]
     write(
-        tmp_path / "evaluation.gallery.html",
+        tmp_path / "gallery.html",
         [entry(i, gain, name=f"image{2 * i}") for i, gain in enumerate(gains)],
     )
-    page = visit(tmp_path / "evaluation.gallery.html")
+    page = visit(tmp_path / "gallery.html")
     worst_first = ["image2", "image10", "image0", "image6", "image4", "image8"]
     assert names(page) == worst_first
     assert page.locator("#status").text_content() == "6 of 6 · mean gain +2.00\u00a0dB, 2 below 0"
@@ -279,8 +277,8 @@ def test_cards_are_sorted_and_filtered(visit: Callable[..., Any], tmp_path: Path
 
 
 def test_the_line_follows_mouse_and_keys(visit: Callable[..., Any], tmp_path: Path) -> None:
-    write(tmp_path / "evaluation.gallery.html", [entry(i, float(i)) for i in range(3)])
-    page = visit(tmp_path / "evaluation.gallery.html")
+    write(tmp_path / "gallery.html", [entry(i, float(i)) for i in range(3)])
+    page = visit(tmp_path / "gallery.html")
     assert clip(page) == pytest.approx(line_through(entry(0, 0.0).mask), abs=0.1)
     box = page.locator(".stage").first.bounding_box()
     page.mouse.move(box["x"] + box["width"] * 0.5, box["y"] + box["height"] * 0.5)
@@ -301,9 +299,9 @@ def test_the_line_follows_mouse_and_keys(visit: Callable[..., Any], tmp_path: Pa
 
 
 def test_a_small_picture_takes_the_place_on_the_right(visit: Callable[..., Any], tmp_path: Path) -> None:
-    text = write(tmp_path / "evaluation.gallery.html", [entry(0, 1.0), entry(1, 2.0)])
+    text = write(tmp_path / "gallery.html", [entry(0, 1.0), entry(1, 2.0)])
     [pictures] = read(text, "pictures-0")
-    page = visit(tmp_path / "evaluation.gallery.html")
+    page = visit(tmp_path / "gallery.html")
     card = page.locator(".card").first
 
     def shown(where: str) -> str:
@@ -329,8 +327,8 @@ def test_a_small_picture_takes_the_place_on_the_right(visit: Callable[..., Any],
 def test_pictures_far_below_are_not_decoded_before_they_are_near(
     visit: Callable[..., Any], tmp_path: Path
 ) -> None:
-    write(tmp_path / "evaluation.gallery.html", [entry(i, float(i)) for i in range(48)])
-    page = visit(tmp_path / "evaluation.gallery.html")
+    write(tmp_path / "gallery.html", [entry(i, float(i)) for i in range(48)])
+    page = visit(tmp_path / "gallery.html")
     assert page.locator(".card").count() == 48
     assert 4 <= page.locator(".card:has(.over[src])").count() <= 24
     last = page.locator(".card").last
@@ -342,8 +340,8 @@ def test_pictures_far_below_are_not_decoded_before_they_are_near(
 @pytest.mark.parametrize("width", [1280, 390])
 def test_two_checkpoints_stand_side_by_side(visit: Callable[..., Any], tmp_path: Path, width: int) -> None:
     entries = [entry(0, 1.0, against=0.0), entry(1, 2.0, against=4.5), entry(2, 3.0, against=1.0)]
-    text = write(tmp_path / "evaluation.gallery.html", entries, labels=("a.pth", "b/" + "long" * 20))
-    page = visit(tmp_path / "evaluation.gallery.html", width)
+    text = write(tmp_path / "gallery.html", entries, labels=("a.pth", "b/" + "long" * 20))
+    page = visit(tmp_path / "gallery.html", width)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert names(page) == ["folder/picture0", "folder/picture1", "folder/picture2"]
     page.locator("#sort").select_option("difference")
@@ -370,13 +368,13 @@ def test_two_checkpoints_stand_side_by_side(visit: Callable[..., Any], tmp_path:
 
 def test_hostile_names_are_only_text(visit: Callable[..., Any], tmp_path: Path) -> None:
     write(
-        tmp_path / "evaluation.gallery.html",
+        tmp_path / "gallery.html",
         [entry(0, 1.0, name=HOSTILE, against=0.0)],
         title=HOSTILE,
         protocol={HOSTILE: HOSTILE},
         labels=(HOSTILE, HOSTILE),
     )
-    page = visit(tmp_path / "evaluation.gallery.html")
+    page = visit(tmp_path / "gallery.html")
     assert page.evaluate("typeof hacked") == "undefined"
     text = HOSTILE.replace("\udcff", "\ufffd")
     assert page.title() == text and page.locator("h1").text_content() == text

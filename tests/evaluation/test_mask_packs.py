@@ -106,7 +106,7 @@ def test_pictures_whose_names_are_not_utf8_are_packed_scored_and_shown(images: P
     table = (results / "metrics.csv").read_text(encoding="utf-8", errors="surrogateescape")
     assert f"10-20/{odd}" in [row["name"] for row in csv.DictReader(table.splitlines())]
     assert b"10-20/caf\xe9," in (results / "metrics.csv").read_bytes()  # as the file system has it
-    assert "caf" in (results / "evaluation.gallery.html").read_text(encoding="utf-8")
+    assert "caf" in (results / "gallery.html").read_text(encoding="utf-8")
     manifest = json.loads((pack / "manifest.json").read_text())
     assert odd in {item["image"] for item in manifest["items"]}
 
@@ -116,7 +116,7 @@ def test_the_command_makes_a_pack_and_scores_it_by_bucket(images: Path, tmp_path
     root = f"--test_root={images}"
     assert evaluation.main([root, f"--make_pack={pack}", "--image_size=32"]) == 0
     assert evaluation.main([root, f"--pack={pack}", f"--save_dir={results}"]) == 0
-    summary = json.loads((results / "evaluation.report.json").read_text())
+    summary = json.loads((results / "report.json").read_text())
     assert list(summary["buckets"]) == ["1-10 %", "10-20 %", "20-30 %", "30-40 %", "40-50 %", "50-60 %"]
     assert all(bucket["images"] == 3 for bucket in summary["buckets"].values())
     assert summary["holes"] == 18 and summary["images"] == 3
@@ -124,7 +124,7 @@ def test_the_command_makes_a_pack_and_scores_it_by_bucket(images: Path, tmp_path
     assert mean == pytest.approx(summary["output"]["psnr"], rel=1e-6)
     assert len(list((results / "outputs").rglob("*.png"))) == 18
     digest = summary["protocol"]["weights_sha256"]
-    text = (results / "evaluation.report.md").read_text()
+    text = (results / "report.md").read_text()
     assert len(digest) == 64 and digest in text and text.count("| 3 |") == 6 and "pack, sha256" in text
     for flags in (["--pack=x", "--image_size=64"], ["--make_pack=x", "--image_path=y", "--box=1,1,2,2"]):
         assert evaluation.main([*([root] if "--pack=x" in flags else []), *flags]) == 2

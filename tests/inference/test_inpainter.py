@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import inference.checkpoints
+import inference.inpainter
+import inference.tiling
 from inference.checkpoints import find_weights, load_network, save_checkpoint
 from inference.inpainter import Inpainter, as_hole, inpaint
 from inference.tiling import CELL, OVERLAP, crops, enlarge, halve, tiles
@@ -305,7 +307,7 @@ def test_flip_and_passes_change_the_result_and_a_mirrored_picture_gets_a_mirrore
 
 def test_less_memory_means_smaller_tiles(network: InpaintingNetwork) -> None:
     sides = [Inpainter(network, max_memory=gib * 2**30).tile for gib in (0.1, 0.6, 1, 8)]
-    assert sides == sorted(sides) and sides[0] == inpainter.SMALLEST_TILE and sides[-1] == inpainter.WHOLE
+    assert sides == sorted(sides) and sides[0] == inference.inpainter.SMALLEST_TILE and sides[-1] == inpainter.WHOLE
     assert len(set(sides)) > 2
 
 
@@ -317,7 +319,7 @@ def test_runs_are_counted_before_they_are_run(network: InpaintingNetwork, boxes:
     inpainter, runs = Inpainter(network, max_memory=0), []
     inpainter.after_run = lambda: runs.append(1)
     inpainter.fill(photograph(*hole.shape), hole)
-    assert len(runs) == inpainter.count_runs(hole, inpainter.tile) and bool(runs) == bool(boxes)
+    assert len(runs) == inference.tiling.count_runs(hole, inpainter.tile) and bool(runs) == bool(boxes)
 
 
 def test_out_of_memory_halves_the_tile_and_goes_on(
@@ -352,9 +354,9 @@ def test_weights_are_found_by_name_or_path(
     assert find_weights(None) == find_weights("default") == tmp_path / "default.pth"
     assert find_weights(tmp_path / "default.pth") == tmp_path / "default.pth"
     pixels, hole = picture(32, 32)
-    inpainter._bundled.cache_clear()
+    inference.inpainter._bundled.cache_clear()
     ours = inpaint(pixels, hole)
-    inpainter._bundled.cache_clear()
+    inference.inpainter._bundled.cache_clear()
     assert np.abs(ours.astype(int) - Inpainter(network)(pixels, hole)).max() <= 1
     with pytest.raises(UserError, match="--checkpoint: no such file: fast"):
         load_network("fast", torch.device("cpu"))

@@ -73,7 +73,7 @@ def test_changed_settings_are_listed(config: Config) -> None:
 
 
 def test_two_runs_cannot_share_a_folder_and_a_crash_frees_it(config: Config, tmp_path: Path) -> None:
-    code = f"import time; from pathlib import Path; from run_folder import claim; lock = lock_run_dir(Path({str(tmp_path)!r})); print('claimed', flush=True); time.sleep(60)"
+    code = f"import time; from pathlib import Path; from training.run_dir import lock_run_dir; lock = lock_run_dir(Path({str(tmp_path)!r})); print('claimed', flush=True); time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None and other.stdout.readline() == b"claimed\n"
         with pytest.raises(UserError, match="--save_dir: another run is writing"):
