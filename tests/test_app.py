@@ -23,10 +23,10 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY, photograph
 from PIL import Image
-from web import page as the_page
 
 import app
 from imaging.image_file import ImageFile
+from inference.web import page as the_page
 from inference.web.sessions import Session, Sessions, safe_name
 from utils import UserError
 
