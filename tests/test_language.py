@@ -18,6 +18,7 @@ FILES = [
 DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 ELLIPTIC_DOCSTRING = re.compile(r"(what|how|where|as|of|which)\b", re.IGNORECASE)
 ELLIPTIC_COMMENT = re.compile(r"(of|as|that|which|such|from)\b", re.IGNORECASE)
+TO_A_TOOL = re.compile(r"$|noqa|type:|fmt:|!|pragma")
 MAX_WORDS = 40  # in a sentence of a document
 # private or archaic words, each with the term to write instead
 PRIVATE = {
@@ -55,7 +56,7 @@ def comments() -> list[str]:
     for path in FILES:
         tokens = tokenize.generate_tokens(io.StringIO(path.read_text()).readline)
         texts = [token.string.lstrip("#: ") for token in tokens if token.type == tokenize.COMMENT]
-        found += [f"{path.relative_to(REPOSITORY)}: {text}" for text in texts if text]
+        found += [f"{path.relative_to(REPOSITORY)}: {text}" for text in texts if not TO_A_TOOL.match(text)]
     return found
 
 
