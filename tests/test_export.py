@@ -308,14 +308,14 @@ def test_what_an_onnx_file_cannot_do_is_refused_before_anything_is_written(
 def test_the_example_of_the_readme_runs(
     tmp_path: Path, onnx_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text = (REPOSITORY / "README.md").read_text()
+    text = (REPOSITORY / "docs" / "EXPORT.md").read_text()
     code = text.split("import json\nimport numpy as np\nimport onnxruntime", 1)[1].split("```", 1)[0]
     (tmp_path / "default.onnx").write_bytes(onnx_file.read_bytes())
     for name in ("astronaut.png", "astronaut_mask.png"):
         (tmp_path / "examples").mkdir(exist_ok=True)
         (tmp_path / "examples" / name).write_bytes((REPOSITORY / "examples" / name).read_bytes())
     monkeypatch.chdir(tmp_path)
-    exec(compile(f"import json\nimport numpy as np\nimport onnxruntime{code}", "README.md", "exec"), {})
+    exec(compile(f"import json\nimport numpy as np\nimport onnxruntime{code}", "EXPORT.md", "exec"), {})
     image = np.asarray(Image.open("examples/astronaut.png"))
     missing = np.asarray(Image.open("examples/astronaut_mask.png").convert("L")) > 127
     filled = np.asarray(Image.open("filled.png"))

@@ -482,8 +482,8 @@ def test_signals_are_left_alone_outside_the_main_thread(config: Config) -> None:
 
 
 def test_the_seeds_training_script_runs_as_printed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = (REPOSITORY / "README.md").read_text()
-    script = text.split("#### Custom Training Script")[1].split("```python")[1].split("```")[0]
+    text = (REPOSITORY / "docs" / "TRAINING.md").read_text()
+    script = text.split("## Custom Training Script")[1].split("```python")[1].split("```")[0]
     data = folder.parent / "data"
     data.mkdir()
     for name in ("train", "val"):
