@@ -6,10 +6,10 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from filelock import FileLock
@@ -22,6 +22,7 @@ from utils import UserError, atomic_path
 FORMAT = 3  # version of the cache files; another number rebuilds them
 IMAGES, MASKS, INVERTED_MASKS = "images", "masks", "inverted masks"  # kinds of files
 BLOCK = 256  # images decoded at a time, and held in memory together
+T = TypeVar("T")
 
 
 def open_pixels(
@@ -134,19 +135,21 @@ def decode_all(
     paths: list[Path], short_side: int, kind: str, label: str
 ) -> Iterator[tuple[np.ndarray, Findings] | UserError]:
     """Decode files in several threads; yields, in order, the results of `decode` or the errors it raises."""
-
-    def try_decode(path: Path) -> tuple[np.ndarray, Findings] | UserError:
-        try:
-            return decode(path, short_side, kind)
-        except UserError as error:
-            return error
-
     bar = tqdm(total=len(paths), desc=f"decoding {label}", unit="image", leave=False, disable=None)
     with bar, ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow and OpenCV release the GIL
         for start in range(0, len(paths), BLOCK):
-            for decoded in pool.map(try_decode, paths[start : start + BLOCK]):
+            block = paths[start : start + BLOCK]
+            for decoded in pool.map(lambda path: result_or_error(decode, path, short_side, kind), block):
                 bar.update()
                 yield decoded
+
+
+def result_or_error(function: Callable[..., T], *args: Any) -> T | UserError:
+    """Call a function, and return a `UserError` that it raises."""
+    try:
+        return function(*args)
+    except UserError as error:
+        return error
 
 
 class UncachedPixels:
@@ -161,18 +164,17 @@ class UncachedPixels:
         self.readable: list[int] = []
         self.unreadable: list[str] = []
         self.findings: list[Findings] = []
-        results: Iterable[Findings | UserError]
+        results: Iterable[tuple[Any, Any] | UserError]
         if kind == IMAGES:
-            results = map(check_header, paths)
+            results = (result_or_error(open_header, path) for path in paths)
         else:
-            decoded = decode_all(paths, short_side, kind, label)
-            results = (mask if isinstance(mask, UserError) else mask[1] for mask in decoded)
+            results = decode_all(paths, short_side, kind, label)
         for i, result in enumerate(results):
             if isinstance(result, UserError):
                 self.unreadable.append(str(result))
             else:
                 self.readable.append(i)
-                self.findings.append(result)
+                self.findings.append({} if kind == IMAGES else result[1])
         self.paths = [paths[i] for i in self.readable]
         self.warned: set[int] = set()
 
@@ -193,12 +195,3 @@ class UncachedPixels:
                     print(f"warning: {error}; the next image is used instead", file=sys.stderr)
                 self.warned.add(k)
         raise UserError("no image can be read any more")
-
-
-def check_header(path: Path) -> Findings | UserError:
-    """No findings for a file whose header can be read, else the error."""
-    try:
-        open_header(path)
-    except UserError as error:
-        return error
-    return {}

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import cv2
 import numpy as np
+from numpy.random import Generator
 
 from utils import DEFAULT_MASK_RATIO
 
@@ -11,14 +12,11 @@ MAX_SEGMENTS = 8  # straight segments of a brush stroke
 
 MaskRatio = float | tuple[float, float]
 # draws one shape on a canvas (H, W) and returns the direction (x, y) along which it may be cut short
-DrawShape = Callable[[np.ndarray, np.random.Generator], tuple[float, float]]
+DrawShape = Callable[[np.ndarray, Generator], tuple[float, float]]
 
 
 def random_free_form_mask(
-    height: int,
-    width: int,
-    mask_ratio: MaskRatio = DEFAULT_MASK_RATIO,
-    generator: np.random.Generator | None = None,
+    height: int, width: int, mask_ratio: MaskRatio = DEFAULT_MASK_RATIO, generator: Generator | None = None
 ) -> np.ndarray:
     """Brush strokes that turn at random, as if drawn by hand.
 
@@ -37,10 +35,7 @@ def random_free_form_mask(
 
 
 def random_rectangular_mask(
-    height: int,
-    width: int,
-    mask_ratio: MaskRatio = DEFAULT_MASK_RATIO,
-    generator: np.random.Generator | None = None,
+    height: int, width: int, mask_ratio: MaskRatio = DEFAULT_MASK_RATIO, generator: Generator | None = None
 ) -> np.ndarray:
     """Rectangles, some across the border; arguments and result are those of `random_free_form_mask`."""
     generator = generator or np.random.default_rng()
@@ -48,7 +43,7 @@ def random_rectangular_mask(
     return _fill_to(draw_mask_ratio(mask_ratio, generator), canvas, _draw_rectangle, generator)
 
 
-def random_mask(height: int, width: int, mask_ratio: MaskRatio, generator: np.random.Generator) -> np.ndarray:
+def random_mask(height: int, width: int, mask_ratio: MaskRatio, generator: Generator) -> np.ndarray:
     """Mixture of masks: half are strokes, a quarter rectangles, a quarter half rectangles and half strokes.
 
     Arguments and result are those of `random_free_form_mask`.
@@ -63,7 +58,7 @@ def random_mask(height: int, width: int, mask_ratio: MaskRatio, generator: np.ra
     return _fill_to(ratio, canvas, _draw_stroke, generator)
 
 
-def draw_mask_ratio(mask_ratio: MaskRatio, generator: np.random.Generator) -> float:
+def draw_mask_ratio(mask_ratio: MaskRatio, generator: Generator) -> float:
     """A mask ratio drawn uniformly from a range, or the one given."""
     low, high = mask_ratio if isinstance(mask_ratio, tuple | list) else (mask_ratio, mask_ratio)
     if not 0 <= low <= high <= 1:
@@ -71,9 +66,7 @@ def draw_mask_ratio(mask_ratio: MaskRatio, generator: np.random.Generator) -> fl
     return float(generator.uniform(low, high))
 
 
-def _fill_to(
-    ratio: float, canvas: np.ndarray, draw_shape: DrawShape, generator: np.random.Generator
-) -> np.ndarray:
+def _fill_to(ratio: float, canvas: np.ndarray, draw_shape: DrawShape, generator: Generator) -> np.ndarray:
     """Draw shapes on `canvas` until its mask ratio is `ratio`; the last shape is cut at the exact pixel."""
     target = round(ratio * canvas.size)
     while cv2.countNonZero(canvas) < target:
@@ -88,7 +81,7 @@ def _fill_to(
     return canvas
 
 
-def _draw_stroke(canvas: np.ndarray, generator: np.random.Generator) -> tuple[float, float]:
+def _draw_stroke(canvas: np.ndarray, generator: Generator) -> tuple[float, float]:
     height, width = canvas.shape
     side = (height + width) / 2
     angle, thickness, length, x, y = generator.random(5)  # all in [0, 1), scaled below
@@ -105,7 +98,7 @@ def _draw_stroke(canvas: np.ndarray, generator: np.random.Generator) -> tuple[fl
     return float(np.cos(angle)), float(np.sin(angle))
 
 
-def _draw_rectangle(canvas: np.ndarray, generator: np.random.Generator) -> tuple[float, float]:
+def _draw_rectangle(canvas: np.ndarray, generator: Generator) -> tuple[float, float]:
     height, width = canvas.shape
     h = max(1, round(height * generator.uniform(0.1, 0.5)))
     w = max(1, round(width * generator.uniform(0.1, 0.5)))

@@ -19,12 +19,7 @@ from utils import UserError
 class MaskFolder:
     """Mask files below a folder: an image's own, by path or by stem, else a random one.
 
-    Notes on stderr name what is odd about the files, each kind once.
-
-    Args:
-        image_size: pixels of the shorter side to which masks are scaled.
-        invert: black, not white, is missing.
-        cache_dir: see `open_pixels`.
+    Masks are scaled to a shorter side of `image_size`. Notes on stderr report each kind of finding once.
 
     Raises:
         UserError: no folder, no mask, or one that cannot be read.

@@ -31,32 +31,18 @@ MIN_CORRELATION = 0.96
 MIN_CONTRAST = 2.0  # standard deviation in grey levels of 255; a flatter image is not compared
 
 
-class ScannedImage(NamedTuple):
-    """A decoded image's file name, SHA-256, shorter side in pixels, and `perceptual_hash`."""
-
-    name: str
-    digest: bytes
-    short_side: int  # exact only below the training size; a larger JPEG may be decoded at a smaller size
-    signs: np.ndarray
-    thumbnail: np.ndarray
-
-
-@dataclass(frozen=True)
-class Fingerprints:
-    """Names, SHA-256 and perceptual hashes of N readable files, by which copies are recognised.
+class Fingerprint(NamedTuple):
+    """Properties of a decoded image by which copies are recognised, and its size.
 
     Shapes:
-        signs (N, 64) int8 in {-1, 1}, 0 for an image without structure; thumbnails (N, 256) uint8.
+        signs (64,) int8 in {-1, 1}, all 0 for an image without structure; thumbnail (256,) uint8.
     """
 
-    names: list[str]
-    digests: list[bytes]
+    name: str
+    digest: bytes  # SHA-256 of the file
+    short_side: int  # pixels; a large JPEG may be decoded at a smaller size, but not below the training size
     signs: np.ndarray
-    thumbnails: np.ndarray
-
-    def select(self, rows: list[int]) -> "Fingerprints":
-        names, digests = [self.names[i] for i in rows], [self.digests[i] for i in rows]
-        return Fingerprints(names, digests, self.signs[rows], self.thumbnails[rows])
+    thumbnail: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -71,7 +57,7 @@ class Scan:
     short_sides: dict[str, int]  # pixels, for files whose shorter side is below the training size
     exact: list[list[str]]  # groups of files with the same bytes
     near: list[tuple[str, str]]  # a file and the earlier one that it resembles
-    fingerprints: Fingerprints
+    fingerprints: list[Fingerprint]  # one per readable file
     uses: Counter[str]  # images per epoch by file, for files of folders
 
     def count_at(self, size: int, max_enlarge: float) -> int:
@@ -105,7 +91,7 @@ def perceptual_hash(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def find_near(
-    queries: Fingerprints, references: Fingerprints, earlier: bool = False
+    queries: list[Fingerprint], references: list[Fingerprint], earlier: bool = False
 ) -> list[tuple[str, str]]:
     """Names of each query that has near duplicates among the references, and of the most similar of them.
 
@@ -113,26 +99,27 @@ def find_near(
         earlier: compare query i only with the references before the i-th.
     """
 
-    def standardize(thumbnails: np.ndarray) -> np.ndarray:
+    def standardize(images: list[Fingerprint]) -> np.ndarray:
+        thumbnails = np.array([image.thumbnail for image in images])
         centered = thumbnails - thumbnails.mean(axis=1, keepdims=True, dtype=np.float32)
         return centered / np.linalg.norm(centered, axis=1, keepdims=True).clip(1)
 
-    pairs = []
-    signs = references.signs.astype(np.float32)
-    for start in range(0, len(queries.names), BLOCK):
-        block = slice(start, start + BLOCK)
+    pairs: list[tuple[str, str]] = []
+    signs = np.array([reference.signs for reference in references], np.float32).reshape(-1, 64)
+    for start in range(0, len(queries), BLOCK):
+        block = queries[start : start + BLOCK]
         # the product of two vectors of ±1 is 64 minus twice the bits that differ; with a vector of 0 it is 0
-        near = queries.signs[block].astype(np.float32) @ signs.T >= 64 - 2 * MAX_DISTANCE  # (rows, N)
+        products = np.array([query.signs for query in block], np.float32) @ signs.T  # (len(block), N)
+        near = products >= 64 - 2 * MAX_DISTANCE
         if earlier:
             near &= np.arange(near.shape[1]) < start + np.arange(len(near))[:, None]
         columns = np.flatnonzero(near.any(axis=0))
         if len(columns):
-            correlation = (
-                standardize(queries.thumbnails[block]) @ standardize(references.thumbnails[columns]).T
-            )
+            candidates = [references[k] for k in columns]
+            correlation = standardize(block) @ standardize(candidates).T
             correlation[~near[:, columns]] = -1
             pairs += [
-                (queries.names[start + i], references.names[columns[k]])
+                (block[i].name, candidates[k].name)
                 for i, k in enumerate(correlation.argmax(axis=1))
                 if correlation[i, k] >= MIN_CORRELATION
             ]
@@ -164,43 +151,37 @@ def scan(
         files = dict.fromkeys(paths)
         total, uses, sources = len(files), Counter(map(str, paths)), iter(files)
 
-    images: list[ScannedImage] = []
+    fingerprints: list[Fingerprint] = []
     unreadable: list[str] = []
     bar = tqdm(total=total, desc=f"scanning {flag[2:]}", unit="image", leave=False, disable=None)
     with bar, ThreadPoolExecutor(os.cpu_count()) as pool:
         while block := list(itertools.islice(sources, BLOCK)):
-            for result in pool.map(scan_image, block, itertools.repeat(max(image_size, SIDE))):
+            for result in pool.map(take_fingerprint, block, itertools.repeat(max(image_size, SIDE))):
                 bar.update()
                 if isinstance(result, UserError):
                     unreadable.append(str(result))
                 else:
-                    images.append(result)
+                    fingerprints.append(result)
 
-    fingerprints = Fingerprints(
-        [image.name for image in images],
-        [image.digest for image in images],
-        np.array([image.signs for image in images], np.int8).reshape(-1, 64),
-        np.array([image.thumbnail for image in images], np.uint8).reshape(-1, THUMBNAIL**2),
-    )
-    groups: dict[bytes, list[int]] = {}
-    for i, image in enumerate(images):
-        groups.setdefault(image.digest, []).append(i)
-    distinct = fingerprints.select([group[0] for group in groups.values()])
+    copies: dict[bytes, list[Fingerprint]] = {}
+    for image in fingerprints:
+        copies.setdefault(image.digest, []).append(image)
+    distinct = [group[0] for group in copies.values()]
     return Scan(
         root=root,
         flag=flag,
-        count=sum(uses.get(image.name, 1) for image in images),
-        files=len(images) + len(unreadable),
+        count=sum(uses.get(image.name, 1) for image in fingerprints),
+        files=len(fingerprints) + len(unreadable),
         unreadable=unreadable,
-        short_sides={image.name: image.short_side for image in images if image.short_side < image_size},
-        exact=[[images[i].name for i in group] for group in groups.values() if len(group) > 1],
+        short_sides={image.name: image.short_side for image in fingerprints if image.short_side < image_size},
+        exact=[[image.name for image in group] for group in copies.values() if len(group) > 1],
         near=find_near(distinct, distinct, earlier=True),
         fingerprints=fingerprints,
         uses=uses,
     )
 
 
-def scan_image(source: Path | EncodedImage, min_side: int) -> ScannedImage | UserError:
+def take_fingerprint(source: Path | EncodedImage, min_side: int) -> Fingerprint | UserError:
     """Decode and hash one image, or return the error."""
     try:
         image = read_image(source, min_side)
@@ -208,16 +189,13 @@ def scan_image(source: Path | EncodedImage, min_side: int) -> ScannedImage | Use
         return error
     content = source.getvalue() if isinstance(source, io.BytesIO) else source.read_bytes()
     digest = hashlib.sha256(content).digest()
-    return ScannedImage(str(source), digest, min(image.shape[:2]), *perceptual_hash(image))
+    return Fingerprint(str(source), digest, min(image.shape[:2]), *perceptual_hash(image))
 
 
 def find_overlap(
-    train: Fingerprints, val: Fingerprints
+    train: list[Fingerprint], val: list[Fingerprint]
 ) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     """Exact and near duplicates of training images in validation, as names (validation, training)."""
-    known = dict(zip(train.digests, train.names, strict=True))
-    exact = [
-        (name, known[digest]) for name, digest in zip(val.names, val.digests, strict=True) if digest in known
-    ]
-    rest = [i for i, digest in enumerate(val.digests) if digest not in known]
-    return exact, find_near(val.select(rest), train)
+    by_digest = {image.digest: image.name for image in train}
+    exact = [(image.name, by_digest[image.digest]) for image in val if image.digest in by_digest]
+    return exact, find_near([image for image in val if image.digest not in by_digest], train)

@@ -41,7 +41,7 @@ def test_only_the_chosen_images_are_scanned(folder: Path) -> None:
     found = scan(str(folder), True, 32, "--train_root", max_images=2, seed=1)
     order = np.sort(np.random.default_rng(1).permutation(6)[:2])
     assert found.count == 2
-    assert [Path(name).name for name in found.fingerprints.names] == [f"picture{i}.png" for i in order]
+    assert [Path(image.name).name for image in found.fingerprints] == [f"picture{i}.png" for i in order]
 
 
 def test_exact_recompressed_and_scaled_copies_are_found(folder: Path) -> None:
