@@ -72,7 +72,7 @@ class Augmentation:
         return Crop(int(top), int(left), side, angle)
 
     def recolor(self, image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        """Change brightness, contrast and saturation of `image` (H, W, 3) float32 in [0, 1], and clip."""
+        """Change brightness, contrast and saturation of `image`, (H, W, 3) float32 in [0, 1], and clip it."""
         if not self.color_jitter:
             return image
         brightness, contrast, saturation = 1 + generator.uniform(-self.color_jitter, self.color_jitter, 3)

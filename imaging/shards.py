@@ -215,8 +215,8 @@ class ShardDataset(IterableDataset):
     again asks its worker 0 first, but the next batch is that of worker b mod W; so each worker takes the
     part of worker (its id + b) mod W. That worker has yielded its share of the first b batches. It reads on
     from the block in which that ends, shuffles the block as before, and skips what it has yielded. The
-    batches are those of the uninterrupted pass if P, W and the batch size are unchanged; otherwise some
-    images of the epoch come twice and others not at all.
+    batches are those of the uninterrupted pass if P, W, the batch size and `buffer` are unchanged; otherwise
+    some images of the epoch come twice and others not at all.
 
     Args:
         root: see `expand`.

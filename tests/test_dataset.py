@@ -33,7 +33,7 @@ def test_errors_for_folders_without_images_name_what_was_found(tmp_path: Path) -
 
 
 def test_one_bad_file_in_six_is_too_many_and_one_in_two_hundred_is_skipped(folder: Path) -> None:
-    (folder / "bad.png").write_text("not a picture")
+    (folder / "bad.png").write_text("not an image")
     with pytest.raises(UserError, match=r"1 of 7 images .* more than 1% allowed.*bad\.png"):
         InpaintingDataset(str(folder), 32)
     tiny = Image.fromarray(photograph(8, 8))

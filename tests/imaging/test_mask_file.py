@@ -59,7 +59,7 @@ FILES = {
     ),
     "twice the size": (Image.fromarray(WHITE).resize((60, 40), Image.Resampling.NEAREST), False, ""),
     "white strokes on nothing": (rgba(255, WHITE), False, "painted part"),
-    "erased from a picture": (
+    "erased from an image": (
         rgba(np.arange(600).reshape(20, 30, 1).astype(np.uint8), 255 - WHITE),
         False,
         "transparent part",
@@ -173,8 +173,8 @@ def test_a_mask_is_turned_upright_like_the_image(tmp_path: Path) -> None:
 
 
 def test_transparency_of_an_image_is_a_mask(tmp_path: Path) -> None:
-    rgba(90, 255 - WHITE).save(tmp_path / "picture.png")
-    assert np.array_equal(alpha_mask(ImageFile(tmp_path / "picture.png")), HOLE)
+    rgba(90, 255 - WHITE).save(tmp_path / "image.png")
+    assert np.array_equal(alpha_mask(ImageFile(tmp_path / "image.png")), HOLE)
     Image.fromarray(WHITE).save(tmp_path / "opaque.png")
     with pytest.raises(UserError, match="no transparency"):
         alpha_mask(ImageFile(tmp_path / "opaque.png"))

@@ -25,11 +25,11 @@ from utils import UserError
 
 def test_images_of_every_mode_are_decoded_right(tmp_path: Path) -> None:
     rgb = photograph(20, 30)
-    picture = Image.fromarray(rgb)
-    picture.save(tmp_path / "rgb.png")
+    image = Image.fromarray(rgb)
+    image.save(tmp_path / "rgb.png")
     assert np.array_equal(read_image(tmp_path / "rgb.png"), rgb)
 
-    grey = np.asarray(picture.convert("L"))
+    grey = np.asarray(image.convert("L"))
     Image.fromarray(grey).save(tmp_path / "grey.png")
     assert np.array_equal(read_image(tmp_path / "grey.png"), np.repeat(grey[:, :, None], 3, axis=2))
 
@@ -41,7 +41,7 @@ def test_images_of_every_mode_are_decoded_right(tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "deep_rgb.png"), rgb[:, :, ::-1].astype(np.uint16) * 257)
     assert np.array_equal(read_image(tmp_path / "deep_rgb.png"), rgb)
 
-    palette = picture.quantize(16)
+    palette = image.quantize(16)
     palette.save(tmp_path / "palette.png")
     assert np.array_equal(read_image(tmp_path / "palette.png"), np.asarray(palette.convert("RGB")))
 
@@ -52,7 +52,7 @@ def test_images_of_every_mode_are_decoded_right(tmp_path: Path) -> None:
     assert np.array_equal(read[:, :15], rgb[:, :15])
     assert (read[:, 15:] == 255).all()
 
-    picture.convert("CMYK").save(tmp_path / "cmyk.jpg", quality=95)
+    image.convert("CMYK").save(tmp_path / "cmyk.jpg", quality=95)
     assert np.abs(read_image(tmp_path / "cmyk.jpg").astype(int) - rgb).mean() < 6
 
 
@@ -106,7 +106,7 @@ def test_tiffs_of_any_depth_are_decoded_as_they_look(name: str, tmp_path: Path) 
 def test_files_of_every_extension_can_be_read(extension: str, tmp_path: Path) -> None:
     imaging.read.formats()  # registers HEIF, for writing too
     rgb = photograph(40, 64)
-    path = tmp_path / f"picture{extension}"
+    path = tmp_path / f"image{extension}"
     Image.fromarray(rgb).save(path, quality=95)
     assert short_side_of(path) == 40 and UncachedPixels([path], 40, IMAGES, "x").readable == [0]
     assert np.abs(read_image(path).astype(int) - rgb).mean() < 6
@@ -207,7 +207,7 @@ def test_exif_orientation_is_applied(tmp_path: Path) -> None:
 
 
 def test_unreadable_images_are_named(tmp_path: Path) -> None:
-    (tmp_path / "text.png").write_text("not a picture")
+    (tmp_path / "text.png").write_text("not an image")
     (tmp_path / "empty.jpg").touch()
     Image.fromarray(photograph(64, 64)).save(tmp_path / "cut.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:900])

@@ -30,7 +30,7 @@ def test_images_are_counted_and_unrelated_ones_are_no_duplicates(folder: Path) -
 
 
 def test_unreadable_and_too_small_images_are_named(folder: Path) -> None:
-    (folder / "broken.jpg").write_bytes(b"no picture")
+    (folder / "broken.jpg").write_bytes(b"no image")
     found = scan_root(folder, size=40)
     assert (found.count, found.files) == (6, 7)
     assert len(found.unreadable) == 1 and "broken.jpg" in found.unreadable[0]
@@ -45,11 +45,11 @@ def test_only_the_chosen_images_are_scanned(folder: Path) -> None:
 
 
 def test_exact_recompressed_and_scaled_copies_are_found(folder: Path) -> None:
-    picture = Image.fromarray(photograph(200, 240, seed=99))
-    picture.save(folder / "a.png")
+    image = Image.fromarray(photograph(200, 240, seed=99))
+    image.save(folder / "a.png")
     shutil.copy(folder / "a.png", folder / "b.png")
-    picture.save(folder / "c.jpg", quality=40)
-    picture.resize((96, 80)).save(folder / "d.png")
+    image.save(folder / "c.jpg", quality=40)
+    image.resize((96, 80)).save(folder / "d.png")
     found = scan_root(folder)
     assert [[Path(name).name for name in group] for group in found.exact] == [["a.png", "b.png"]]
     assert [pair[0] for pair in names(found.near)] == ["c.jpg", "d.png"]

@@ -26,9 +26,9 @@ webdataset = pytest.importorskip("webdataset", reason="shards need the optional 
 SIZES = [7, 4, 6, 6]  # images in each shard
 
 
-def encode(picture: np.ndarray) -> bytes:
+def encode(image: np.ndarray) -> bytes:
     file = io.BytesIO()
-    Image.fromarray(picture).save(file, "PNG")
+    Image.fromarray(image).save(file, "PNG")
     return file.getvalue()
 
 
@@ -219,12 +219,12 @@ def test_shards_without_images_are_refused(tmp_path: Path) -> None:
 def test_items_are_those_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The images before any draw are bit-identical, and so are the settings of the draws."""
     folder, masks = tmp_path / "folder", tmp_path / "masks"
-    for each in (folder, masks):
-        each.mkdir()
+    for root in (folder, masks):
+        root.mkdir()
     with webdataset.TarWriter(str(tmp_path / "all.tar")) as writer:
         for i, (height, width) in enumerate([(40, 50), (90, 700), (200, 60)]):
-            picture = Image.fromarray(photograph(height, width, seed=i))
-            picture.save(folder / f"{i}.jpg")
+            image = Image.fromarray(photograph(height, width, seed=i))
+            image.save(folder / f"{i}.jpg")
             Image.fromarray(photograph(height, width)[:, :, 0] // 128 * 255).save(masks / f"{i}.png")
             writer.write({"__key__": str(i), "jpg": (folder / f"{i}.jpg").read_bytes()})
     seen: list[tuple] = []
@@ -356,7 +356,7 @@ def test_workers_yield_the_images_of_one_process_and_resume_in_the_same_batches(
 def test_an_unreadable_image_is_replaced_by_the_next_one(
     root: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    replace(str(tmp_path / "001.tar"), picture08=b"not a picture")
+    replace(str(tmp_path / "001.tar"), picture08=b"not an image")
     loader = shard_loader(root, 4, 16, num_workers=0)
     names = names_of(loader)
     warning = capsys.readouterr().err
