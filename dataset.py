@@ -218,15 +218,10 @@ def get_dataloaders(
         pin_memory=torch.cuda.is_available(),
         persistent_workers=num_workers > 0,  # workers need no restart: each key holds its epoch
     )
-    val_loader = validation_loader(
-        val_root,
-        batch_size,
-        val_size or image_size,
-        max_images=val_subset,
-        num_workers=num_workers,
-        **settings,
+    val_size = val_size or image_size
+    return train_loader, validation_loader(
+        val_root, batch_size, val_size, max_images=val_subset, num_workers=num_workers, **settings
     )
-    return train_loader, val_loader
 
 
 def validation_loader(

@@ -34,10 +34,8 @@ class Crop(NamedTuple):
         center = np.array([left, top]) + (side - 1) / 2
         matrix = cv2.getRotationMatrix2D(center.tolist(), angle, size / side)
         matrix[:, 2] = matrix[:, 2] + (size - 1) / 2 - center
-        interpolation = cv2.INTER_NEAREST if nearest else cv2.INTER_LINEAR
-        return cv2.warpAffine(
-            image, matrix, (size, size), flags=interpolation, borderMode=cv2.BORDER_REFLECT_101
-        )
+        flags = cv2.INTER_NEAREST if nearest else cv2.INTER_LINEAR
+        return cv2.warpAffine(image, matrix, (size, size), flags=flags, borderMode=cv2.BORDER_REFLECT_101)
 
 
 @dataclass(frozen=True)
@@ -45,8 +43,7 @@ class Augmentation:
     """Ranges of the random changes; by default only the position of the crop is random.
 
     Attributes:
-        min_crop: least side of a crop, as a share of the image's shorter side; the side is drawn uniformly
-            from there to 1.
+        min_crop: least side of a crop, as a share of the image's shorter side; drawn uniformly up to 1.
         rotate: largest rotation in degrees, in either direction.
         color_jitter: largest change of brightness, contrast and saturation, each as a share.
     """

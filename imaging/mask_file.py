@@ -98,14 +98,10 @@ def extremes(mask: np.ndarray) -> Findings:
 
 def summarise(masks: Iterable[tuple[str, Findings]]) -> list[str]:
     """Findings on many masks, given as (name, findings): each kind once, with its first mask and count."""
-    first: dict[str, str] = {}
-    counts: Counter[str] = Counter()
     masks = list(masks)
-    for name, findings in masks:
-        counts.update(findings.keys())
-        for kind, finding in findings.items():
-            first.setdefault(kind, f"{name} {finding}")
-    return [f"{text} ({counts[kind]:,} of {len(masks):,} masks)" for kind, text in first.items()]
+    counts = Counter(kind for _, findings in masks for kind in findings)
+    first = {kind: f"{name} {text}" for name, findings in reversed(masks) for kind, text in findings.items()}
+    return [f"{first[kind]} ({count:,} of {len(masks):,} masks)" for kind, count in counts.items()]
 
 
 def masks_by_image(files: list[Path], root: Path) -> tuple[dict[str, Path], list[str]]:

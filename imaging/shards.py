@@ -111,12 +111,11 @@ def inspect_shard(path: Path, modified_ns: int) -> tuple[int, str]:
             file=sys.stderr,
         )
     counted = set(keys)
-    unused = [name for name in names if _has_dotted_key(name) and _key(name) not in counted]
+    unused = [name for name in names if _has_dotted_key(name) and _split(name)[0] not in counted]
     if not unused:
         return count, ""
-    reason = (
-        f"a key ends at the first dot of a name, so {unused[0]} is no image but belongs to {_key(unused[0])}"
-    )
+    key = _split(unused[0])[0]
+    reason = f"a key ends at the first dot of a name, so {unused[0]} is no image but belongs to {key}"
     print(f"note: --train_root {path}: {len(unused):,} files are not used: {reason}", file=sys.stderr)
     return count, reason
 
@@ -128,22 +127,23 @@ def _has_end(path: Path) -> bool:
         return file.read() == bytes(tarfile.BLOCKSIZE)
 
 
+def _split(name: str) -> tuple[str, str]:
+    """The key of a file in a shard, its path up to the first dot of its name, and the rest of its name."""
+    folder, slash, file = name.rpartition("/")
+    stem, _, suffixes = file.partition(".")
+    return folder + slash + stem, suffixes
+
+
 def _is_image(name: str) -> bool:
     """Whether a file in a shard is a sample's image: `key.jpg`, but not `key.mask.png` or `._key.jpg`."""
-    stem, _, suffixes = name.rpartition("/")[2].partition(".")
-    return bool(stem) and f".{suffixes.lower()}" in EXTENSIONS and not name.startswith("__")
-
-
-def _key(name: str) -> str:
-    """The key of a file in a shard: its path up to the first dot of its name."""
-    folder, slash, file = name.rpartition("/")
-    return folder + slash + file.partition(".")[0]
+    key, suffixes = _split(name)
+    return key[-1:] not in ("", "/") and f".{suffixes.lower()}" in EXTENSIONS and not name.startswith("__")
 
 
 def _has_dotted_key(name: str) -> bool:
     """Whether a file in a shard would be an image if keys could hold dots: `key.001.jpg`."""
-    stem, _, suffixes = name.rpartition("/")[2].partition(".")
-    return "." in suffixes and _is_image(f"{stem}.{suffixes.rpartition('.')[2]}")
+    key, suffixes = _split(name)
+    return "." in suffixes and _is_image(f"{key.rpartition('/')[2]}.{suffixes.rpartition('.')[2]}")
 
 
 class EncodedImage(io.BytesIO):
@@ -272,10 +272,8 @@ class ShardDataset(IterableDataset):
             raise UserError(
                 f"--train_root: {self.counts.sum()} images in {root}, {num_processes} process(es){hint}"
             )
-        self.stored_size = math.ceil(image_size / augmentation.min_crop)
-        self.masks = (
-            MaskFolder(Path(mask_root), self.stored_size, invert_mask, cache_dir) if mask_root else None
-        )
+        self.stored_size = size = math.ceil(image_size / augmentation.min_crop)
+        self.masks = MaskFolder(Path(mask_root), size, invert_mask, cache_dir) if mask_root else None
 
     def __len__(self) -> int:
         return self.length
