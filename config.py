@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from utils import OneLineParser, UserError, is_shards, split_roots
+from utils import DEFAULT_MASK_RATIO, OneLineParser, UserError, is_shards, split_roots
 
 
 def setting(default: Any, help: str, metavar: str | None = None) -> Any:
@@ -33,7 +33,9 @@ class Config:
     progressive: str = setting(
         "", "smaller sizes to begin with, their shares of the run, their batches: 64:0.4:32,128:0.3", "PLAN"
     )
-    mask_ratio: tuple[float, float] = setting((0.1, 0.4), "range of missing shares, drawn evenly", "SHARE")
+    mask_ratio: tuple[float, float] = setting(
+        DEFAULT_MASK_RATIO, "range of missing shares, drawn evenly", "SHARE"
+    )
     mask_root: str = setting("", "folder of mask files to use instead of drawn masks", "DIR")
     invert_mask: bool = setting(False, "in mask files black is missing, not white")
     min_crop: float = setting(1.0, "least side of a training crop, of the image's shorter side", "SHARE")

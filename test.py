@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils import OneLineParser, UserError, make_folder, one_line, run_program
+from utils import DEFAULT_MASK_RATIO, OneLineParser, UserError, make_folder, one_line, run_program
 
 if TYPE_CHECKING:
     from dataset import InpaintingDataset
@@ -45,7 +45,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     folder.add_argument(
         "--mask_root", default="", metavar="DIR", help="mask files, paired by stem or drawn at random"
     )
-    folder.add_argument("--mask_ratio", "--mask_coverage", type=float, nargs=2, default=(0.1, 0.4),
+    folder.add_argument("--mask_ratio", "--mask_coverage", type=float, nargs=2, default=DEFAULT_MASK_RATIO,
                         metavar=("LOW", "HIGH"),
                         help="range of missing shares of drawn masks")  # fmt: skip
     folder.add_argument(

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
+DEFAULT_MASK_RATIO = (0.1, 0.4)  # range of the share of missing pixels in random masks
+
 
 class UserError(Exception):
     """A mistake that the user can mend: printed as one line, exit status 2, no traceback."""

@@ -13,8 +13,8 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from imaging.cache import IMAGES, open_pixels
-from imaging.files import choose, list_root, name_digest
-from imaging.mask_file import Hole, read_mask, summarise
+from imaging.files import choose_subset, list_root, name_digest
+from imaging.mask_file import read_mask, summarise
 from imaging.random_masks import random_free_form_mask, random_mask, random_rectangular_mask
 from utils import UserError, atomic_path
 
@@ -73,9 +73,8 @@ def make_pack(root: str, folder: Path, image_size: int, seed: int, max_images: i
         raise UserError(f"--make_pack: {folder} holds a pack already")
     items = []
     try:
-        for i in tqdm(
-            choose(len(paths), max_images, seed), desc="drawing", unit="image", leave=False, disable=None
-        ):
+        chosen = choose_subset(len(paths), max_images, seed)
+        for i in tqdm(chosen, desc="drawing", unit="image", leave=False, disable=None):
             image_sha256 = digest(paths[i].read_bytes())
             for j, (low, high) in enumerate(BUCKETS):
                 kind = list(KINDS)[(i + j) % len(KINDS)]
@@ -154,21 +153,20 @@ class PackDataset(Dataset):
         self.unreadable = self.pixels.unreadable
         if self.unreadable:
             raise UserError(f"--pack: {self.unreadable[0]}")
-        for note in summarise((item["mask"], self.read_hole(item).findings) for item in self.items):
+        for note in summarise((item["mask"], self.read_mask(item)[1]) for item in self.items):
             print(f"note: --pack {folder}: {note}", file=sys.stderr)
 
-    def read_hole(self, item: dict[str, Any]) -> Hole:
-        """The hole of an item, (S, S), which is proved to be that of the pack."""
+    def read_mask(self, item: dict[str, Any]) -> tuple[np.ndarray, dict[str, str]]:
+        """The mask (S, S) bool of an item, checked against the manifest's hash, and findings on its file."""
         path = self.folder / item["mask"]
         try:
-            hole = read_mask(path)
+            mask, findings = read_mask(path)
         except UserError as error:
             raise UserError(f"--pack: not a readable mask: {error}") from None
-        missing = hole.missing
-        same = missing.shape == (self.image_size,) * 2
-        if not same or digest(np.packbits(missing).tobytes()) != item["mask_sha256"]:
+        same = mask.shape == (self.image_size,) * 2
+        if not same or digest(np.packbits(mask).tobytes()) != item["mask_sha256"]:
             raise UserError(f"--pack: another mask than when the pack was made: {path}")
-        return hole
+        return mask, findings
 
     def __len__(self) -> int:
         return len(self.items)
@@ -180,7 +178,7 @@ class PackDataset(Dataset):
         image = image[top : top + self.image_size, left : left + self.image_size]
         return {
             "image": torch.from_numpy(image.transpose(2, 0, 1).astype(np.float32) / 255),
-            "mask": torch.from_numpy(self.read_hole(item).missing[None].astype(np.float32)),
+            "mask": torch.from_numpy(self.read_mask(item)[0][None].astype(np.float32)),
             "name": f"{item['bucket'].removesuffix(' %')}/{item['image']}",
             "source": item["image"],
         }

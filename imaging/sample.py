@@ -1,4 +1,4 @@
-"""One training sample: an image and its mask, cropped, flipped and recoloured alike."""
+"""One training sample: an image and its mask, cropped, flipped and recoloured together."""
 
 import sys
 from pathlib import Path
@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import torch
 
-from imaging.augment import UNCHANGED, Augmentation, Cut
+from imaging.augment import UNCHANGED, Augmentation, Crop
 from imaging.cache import INVERTED_MASKS, MASKS, open_pixels
 from imaging.files import EXTENSIONS, find_images
 from imaging.mask_file import masks_by_image, summarise
@@ -17,9 +17,12 @@ from utils import UserError
 
 
 class MaskFolder:
-    """Mask files made by others: an image's own, by path or by stem, else any of them.
+    """Mask files below a folder: an image's own, by path or by stem, else a random one.
 
-    What is odd about them is said on the standard error, every kind of oddity once.
+    Masks are scaled to a shorter side of `image_size`. Notes on stderr report each kind of finding once.
+
+    Raises:
+        UserError: no folder, no mask, or one that cannot be read.
     """
 
     def __init__(self, root: Path, image_size: int, invert: bool, cache_dir: str | Path | None) -> None:
@@ -30,28 +33,30 @@ class MaskFolder:
             raise UserError(f"--mask_root: {self.pixels.unreadable[0]}")
         by_image, notes = masks_by_image(files, root)
         position = {path: i for i, path in enumerate(files)}
-        self.index = {name: position[path] for name, path in by_image.items()}
+        self.positions = {name: position[path] for name, path in by_image.items()}
         names = [str(path.relative_to(root)) for path in files]
         for note in [*summarise(zip(names, self.pixels.findings, strict=True)), *notes]:
             print(f"note: --mask_root {root}: {note}", file=sys.stderr)
 
     def read(
-        self,
-        name: str,
-        shape: tuple[int, ...],
-        cut: Cut,
-        size: int,
-        generator: np.random.Generator,
+        self, name: str, shape: tuple[int, ...], crop: Crop, size: int, generator: np.random.Generator
     ) -> np.ndarray:
-        """(size, size) uint8 in {0, 1}: the image's own mask cropped as the image is, or any, scaled."""
+        """The mask of an image: its own, cropped like the image, or a random one, scaled as a whole.
+
+        Args:
+            name, shape: the image's name and its (H, W), to which `crop` refers.
+
+        Returns:
+            (size, size) uint8 in {0, 1}, 1 = missing.
+        """
         stem, _, extension = name.rpartition(".")
         name = stem if f".{extension}".lower() in EXTENSIONS else name
-        own = self.index.get(name, self.index.get(name.rpartition("/")[2]))
-        mask = self.pixels[int(generator.integers(len(self.pixels))) if own is None else own]
-        if own is not None:
-            mask = cv2.resize(mask, (shape[1], shape[0]), interpolation=cv2.INTER_NEAREST)
-            return cut.take(mask, size, nearest=True)
-        return cv2.resize(mask, (size, size), interpolation=cv2.INTER_NEAREST)
+        own = self.positions.get(name, self.positions.get(name.rpartition("/")[2]))
+        if own is None:
+            mask = self.pixels[int(generator.integers(len(self.pixels)))]
+            return cv2.resize(mask, (size, size), interpolation=cv2.INTER_NEAREST)
+        mask = cv2.resize(self.pixels[own], (shape[1], shape[0]), interpolation=cv2.INTER_NEAREST)
+        return crop.apply(mask, size, nearest=True)
 
 
 def make_sample(
@@ -66,20 +71,21 @@ def make_sample(
     random_crop: bool = True,
     random_flip: bool = True,
 ) -> dict[str, Any]:
-    """One item of `InpaintingDataset` from a decoded picture; every draw comes from `generator`.
+    """One item of `InpaintingDataset` from a decoded image; every random draw comes from `generator`.
 
     Args:
-        image: (H, W, 3) uint8, its shorter side `image_size / augmentation.min_crop` pixels or more.
-        masks: to be used instead of drawn masks of the range `mask_ratio`.
-        random_crop: else the centre is cut out.
+        image: (H, W, 3) uint8, its shorter side at least `image_size / augmentation.min_crop` pixels.
+        mask_ratio: range of the mask ratio of random masks.
+        masks: mask files to use instead of random masks.
+        random_crop: crop at random, not at the centre.
     """
-    cut = augmentation.draw_cut(image.shape, image_size, generator, centered=not random_crop)
+    crop = augmentation.draw_crop(image.shape, image_size, generator, centered=not random_crop)
     flip = random_flip and generator.random() < 0.5
     if masks is None:
         mask = random_mask(image_size, image_size, mask_ratio, generator)
     else:
-        mask = masks.read(name, image.shape[:2], cut, image_size, generator)
-    colors = cut.take(image, image_size).astype(np.float32) / 255
+        mask = masks.read(name, image.shape[:2], crop, image_size, generator)
+    colors = crop.apply(image, image_size).astype(np.float32) / 255
     if flip:
         colors, mask = colors[:, ::-1], mask[:, ::-1]
     colors = augmentation.recolor(colors, generator)

@@ -1,4 +1,4 @@
-"""What picture folders and shards hold: unreadable, small, doubled, or shared by training and validation."""
+"""Problems of image folders and shards: unreadable, small or duplicate images, and overlap of two roots."""
 
 import hashlib
 import io
@@ -9,72 +9,75 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 from tqdm import tqdm
 
 from imaging.cache import BLOCK
-from imaging.files import choose, list_root, too_small
+from imaging.files import choose_subset, list_root, require_large_images, too_small
 from imaging.read import read_image
-from imaging.shards import Sample, ShardDataset, read_counted
+from imaging.shards import EncodedImage, ShardDataset, read_range
 from utils import UserError, is_shards
 
-SIDE = 32  # pixels, of the picture whose cosine transform is hashed
-THUMBNAIL = 16  # pixels, side of what candidates are compared by
+SIDE = 32  # pixels, side of the image whose cosine transform is hashed
+THUMBNAIL = 16  # pixels, side of the images by which candidates are compared
 # Copies of 239 photographs, as JPEG of quality 30 or a third as large, were up to 6 bits away and correlated
 # by 0.985 or more. Of 633,375 pairs of different portraits, all frontal on a plain ground, 260 were up to 8
 # bits apart, but those correlated by 0.92 at most, and any pair by 0.93.
 MAX_DISTANCE = 8  # bits
 MIN_CORRELATION = 0.96
-MIN_CONTRAST = 2.0  # standard deviation in grey levels of 255, below which there is nothing to compare
+MIN_CONTRAST = 2.0  # standard deviation in grey levels of 255; a flatter image is not compared
 
 
-@dataclass(frozen=True)
-class Fingerprints:
-    """What readable pictures are recognised by: names and SHA-256 of N files, and how they look.
+class Fingerprint(NamedTuple):
+    """Properties of a decoded image by which copies are recognised, and its size.
 
     Shapes:
-        signs (N, 64) int8 in {-1, 1}, 0 for a picture without structure; thumbnails (N, 256) uint8.
+        signs (64,) int8 in {-1, 1}, all 0 for an image without structure; thumbnail (256,) uint8.
     """
 
-    names: list[str]
-    digests: list[bytes]
+    name: str
+    digest: bytes  # SHA-256 of the file
+    short_side: int  # pixels; a large JPEG may be decoded at a smaller size, but not below the training size
     signs: np.ndarray
-    thumbnails: np.ndarray
-
-    def select(self, rows: list[int]) -> "Fingerprints":
-        names, digests = [self.names[i] for i in rows], [self.digests[i] for i in rows]
-        return Fingerprints(names, digests, self.signs[rows], self.thumbnails[rows])
+    thumbnail: np.ndarray
 
 
 @dataclass(frozen=True)
 class Scan:
-    """What a root holds. A picture that several others resemble is paired with the one most like it."""
+    """Contents and problems of a root. A near duplicate of several files is paired with the most similar."""
 
     root: str
     flag: str
-    count: int  # images an epoch: readable files, or crops of `sample`
-    files: int  # looked at, each once
+    count: int  # images per epoch: readable files, or crops of `sample`
+    files: int  # distinct files, readable or not
     unreadable: list[str]  # one line each
-    short_sides: dict[str, int]  # pixels, of the files whose shorter side is below the training size
-    exact: list[list[str]]  # groups of files of the same bytes
+    short_sides: dict[str, int]  # pixels, for files whose shorter side is below the training size
+    exact: list[list[str]]  # groups of files with the same bytes
     near: list[tuple[str, str]]  # a file and the earlier one that it resembles
-    prints: Fingerprints
-    uses: Counter[str]  # how often an epoch sees a file
+    fingerprints: list[Fingerprint]  # one per readable file
+    uses: Counter[str]  # images per epoch by file, for files of folders
 
     def count_at(self, size: int, max_enlarge: float) -> int:
-        """Images an epoch of a stage of `size` pixels, where `--max_enlarge` leaves out what is too small."""
+        """Images per epoch in a stage of `size` pixels, without those that `--max_enlarge` leaves out.
+
+        Raises:
+            UserError: if none are left.
+        """
         left_out = [name for name, side in self.short_sides.items() if too_small(side, size, max_enlarge)]
-        return self.count - sum(self.uses[name] for name in left_out)
+        count = self.count - sum(self.uses[name] for name in left_out)
+        require_large_images(count, self.root, size)
+        return count
 
 
 def perceptual_hash(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sixty-four bits, as signs, of which scaling and recompression change a few, and a thumbnail.
+    """A hash of 64 bits, as signs, of which scaling and recompression change only a few, and a thumbnail.
 
-    The eight lowest frequencies but zero of the cosine transform of the 32×32 grey picture, each
-    above or below their median. Zauner, "Implementation and Benchmarking of Perceptual Image Hash
-    Functions", 2010, section 3.2.1; areas are averaged where he filters before subsampling.
+    The bits tell which of the 8×8 lowest frequencies above zero, of the cosine transform of the 32×32 grey
+    image, are above their median. Zauner, "Implementation and Benchmarking of Perceptual Image Hash
+    Functions", 2010, section 3.2.1; we average areas where he filters before subsampling.
 
     Shapes:
         image (H, W, 3) uint8. Returns (64,) int8 in {-1, 1}, all 0 below `MIN_CONTRAST`; (256,) uint8.
@@ -88,34 +91,37 @@ def perceptual_hash(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def find_near(
-    queries: Fingerprints, references: Fingerprints, earlier: bool = False
+    queries: list[Fingerprint], references: list[Fingerprint], earlier: bool = False
 ) -> list[tuple[str, str]]:
-    """Each query that has a near duplicate among the references, with the one most like it.
+    """Names of each query that has near duplicates among the references, and of the most similar of them.
 
     Args:
-        earlier: compare query i with the references before the i-th alone.
+        earlier: compare query i only with the references before the i-th.
     """
 
-    def standardize(thumbnails: np.ndarray) -> np.ndarray:
+    def standardize(images: list[Fingerprint]) -> np.ndarray:
+        thumbnails = np.array([image.thumbnail for image in images])
         centered = thumbnails - thumbnails.mean(axis=1, keepdims=True, dtype=np.float32)
         return centered / np.linalg.norm(centered, axis=1, keepdims=True).clip(1)
 
-    pairs = []
-    signs = references.signs.astype(np.float32)
-    for start in range(0, len(queries.names), BLOCK):
-        block = slice(start, start + BLOCK)
-        # the product of two vectors of ±1 is 64 less twice the bits that differ; of one of 0, it is 0
-        near = queries.signs[block].astype(np.float32) @ signs.T >= 64 - 2 * MAX_DISTANCE  # (rows, N)
+    pairs: list[tuple[str, str]] = []
+    signs = np.array([reference.signs for reference in references], np.float32).reshape(-1, 64)
+    for start in range(0, len(queries), BLOCK):
+        block = queries[start : start + BLOCK]
+        # the product of two vectors of ±1 is 64 minus twice the bits that differ; with a vector of 0 it is 0
+        products = np.array([query.signs for query in block], np.float32) @ signs.T  # (len(block), N)
+        near = products >= 64 - 2 * MAX_DISTANCE
         if earlier:
             near &= np.arange(near.shape[1]) < start + np.arange(len(near))[:, None]
         columns = np.flatnonzero(near.any(axis=0))
         if len(columns):
-            likeness = standardize(queries.thumbnails[block]) @ standardize(references.thumbnails[columns]).T
-            likeness[~near[:, columns]] = -1
+            candidates = [references[k] for k in columns]
+            correlation = standardize(block) @ standardize(candidates).T
+            correlation[~near[:, columns]] = -1
             pairs += [
-                (queries.names[start + i], references.names[columns[k]])
-                for i, k in enumerate(likeness.argmax(axis=1))
-                if likeness[i, k] >= MIN_CORRELATION
+                (block[i].name, candidates[k].name)
+                for i, k in enumerate(correlation.argmax(axis=1))
+                if correlation[i, k] >= MIN_CORRELATION
             ]
     return pairs
 
@@ -123,10 +129,11 @@ def find_near(
 def scan(
     root: str, training: bool, image_size: int, flag: str, max_images: int | None = None, seed: int = 42
 ) -> Scan:
-    """Decode every picture that a run would use, each file once, and look for what is wrong with them.
+    """Decode every image that a run would use, each file once, and look for problems.
 
     Args:
-        root, training, max_images, seed, flag: as of `InpaintingDataset`; or shards, for training.
+        root: see `InpaintingDataset`; or shards, for training.
+        training, image_size, flag, max_images, seed: see `InpaintingDataset`.
 
     Raises:
         UserError: no folder, no image, a damaged shard.
@@ -134,66 +141,61 @@ def scan(
     if training and is_shards(root):
         data = ShardDataset(root, max_images=max_images, seed=seed)
         total, uses = int(data.counts.sum()), Counter[str]()
-        shards = [(path, n) for path, n in zip(data.shards, data.counts, strict=True) if n]
-        sources: Iterator[Path | Sample] = (
-            sample for path, n in shards for sample in read_counted(path, 0, int(n))
+        shards = [(path, count) for path, count in zip(data.shards, data.counts, strict=True) if count]
+        sources: Iterator[Path | EncodedImage] = (
+            image for path, count in shards for image in read_range(path, 0, int(count))
         )
     else:
         paths, _ = list_root(root, training, flag)
-        paths = [paths[i] for i in choose(len(paths), max_images, seed)]
+        paths = [paths[i] for i in choose_subset(len(paths), max_images, seed)]
         files = dict.fromkeys(paths)
         total, uses, sources = len(files), Counter(map(str, paths)), iter(files)
 
-    def look(source: Path | Sample) -> tuple[str, bytes, int, np.ndarray, np.ndarray] | UserError:
-        try:
-            image = read_image(source, least_side=max(image_size, SIDE))
-        except UserError as error:
-            return error
-        content = source.getvalue() if isinstance(source, io.BytesIO) else source.read_bytes()
-        side = min(image.shape[:2])  # its own, if it is below `image_size`
-        return str(source), hashlib.sha256(content).digest(), side, *perceptual_hash(image)
-
-    seen: list[tuple[str, bytes, int, np.ndarray, np.ndarray]] = []
+    fingerprints: list[Fingerprint] = []
     unreadable: list[str] = []
-    bar = tqdm(total=total, desc=f"looking at {flag[2:]}", unit="image", leave=False, disable=None)
+    bar = tqdm(total=total, desc=f"scanning {flag[2:]}", unit="image", leave=False, disable=None)
     with bar, ThreadPoolExecutor(os.cpu_count()) as pool:
         while block := list(itertools.islice(sources, BLOCK)):
-            for found in pool.map(look, block):
+            for result in pool.map(take_fingerprint, block, itertools.repeat(max(image_size, SIDE))):
                 bar.update()
-                if isinstance(found, UserError):
-                    unreadable.append(str(found))
+                if isinstance(result, UserError):
+                    unreadable.append(str(result))
                 else:
-                    seen.append(found)
+                    fingerprints.append(result)
 
-    names, digests = [each[0] for each in seen], [each[1] for each in seen]
-    signs = np.array([each[3] for each in seen], np.int8).reshape(-1, 64)
-    thumbnails = np.array([each[4] for each in seen], np.uint8).reshape(-1, THUMBNAIL**2)
-    prints = Fingerprints(names, digests, signs, thumbnails)
-    groups: dict[bytes, list[int]] = {}
-    for i, digest in enumerate(digests):
-        groups.setdefault(digest, []).append(i)
-    distinct = prints.select([group[0] for group in groups.values()])
+    copies: dict[bytes, list[Fingerprint]] = {}
+    for image in fingerprints:
+        copies.setdefault(image.digest, []).append(image)
+    distinct = [group[0] for group in copies.values()]
     return Scan(
         root=root,
         flag=flag,
-        count=sum(uses.get(name, 1) for name in names),
-        files=len(seen) + len(unreadable),
+        count=sum(uses.get(image.name, 1) for image in fingerprints),
+        files=len(fingerprints) + len(unreadable),
         unreadable=unreadable,
-        short_sides={name: side for name, _, side, *_ in seen if side < image_size},
-        exact=[[names[i] for i in group] for group in groups.values() if len(group) > 1],
+        short_sides={image.name: image.short_side for image in fingerprints if image.short_side < image_size},
+        exact=[[image.name for image in group] for group in copies.values() if len(group) > 1],
         near=find_near(distinct, distinct, earlier=True),
-        prints=prints,
+        fingerprints=fingerprints,
         uses=uses,
     )
 
 
+def take_fingerprint(source: Path | EncodedImage, min_side: int) -> Fingerprint | UserError:
+    """Decode and hash one image, or return the error."""
+    try:
+        image = read_image(source, min_side)
+    except UserError as error:
+        return error
+    content = source.getvalue() if isinstance(source, io.BytesIO) else source.read_bytes()
+    digest = hashlib.sha256(content).digest()
+    return Fingerprint(str(source), digest, min(image.shape[:2]), *perceptual_hash(image))
+
+
 def find_overlap(
-    train: Fingerprints, val: Fingerprints
+    train: list[Fingerprint], val: list[Fingerprint]
 ) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """The validation pictures that training sees: (validation, training) of the same bytes, and alike."""
-    known = dict(zip(train.digests, train.names, strict=True))
-    exact = [
-        (name, known[digest]) for name, digest in zip(val.names, val.digests, strict=True) if digest in known
-    ]
-    rest = [i for i, digest in enumerate(val.digests) if digest not in known]
-    return exact, find_near(val.select(rest), train)
+    """Exact and near duplicates of training images in validation, as names (validation, training)."""
+    by_digest = {image.digest: image.name for image in train}
+    exact = [(image.name, by_digest[image.digest]) for image in val if image.digest in by_digest]
+    return exact, find_near([image for image in val if image.digest not in by_digest], train)

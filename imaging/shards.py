@@ -1,4 +1,4 @@
-"""Training images from WebDataset shards: tar files read in order, for data too big for a cache."""
+"""Training images from WebDataset shards: tar files read in order, for data too large for a cache."""
 
 import functools
 import io
@@ -19,16 +19,16 @@ from imaging.augment import UNCHANGED, Augmentation
 from imaging.files import EXTENSIONS, name_digest
 from imaging.read import read_scaled
 from imaging.sample import MaskFolder, make_sample
-from utils import UserError, split_roots
+from utils import DEFAULT_MASK_RATIO, UserError, split_roots
 
-BUFFER = 1000  # encoded pictures that a loader process holds, to mix them
+BUFFER = 1000  # encoded images that a loader worker holds in memory and shuffles together
 
 
 def expand(root: str) -> list[str]:
-    """The shards of a root: paths with brace ranges, such as `{000..099}.tar`, joined as folders are.
+    """Paths of the shards of a root: joined by the system's path separator, with ranges as `{000..099}.tar`.
 
     Raises:
-        UserError: naming the first file that is missing; or if the webdataset library is.
+        UserError: for the first shard that is missing, or if the webdataset library is.
     """
     try:
         import webdataset  # noqa: F401
@@ -49,43 +49,46 @@ def expand(root: str) -> list[str]:
     return paths
 
 
-def count_samples(paths: list[str]) -> list[int]:
-    """The number of pictures in each shard.
+def count_images(paths: list[str]) -> list[int]:
+    """The number of images in each shard.
 
-    Taken from a `sizes.json` beside the shards, `{"000000.tar": 1000, ...}`, which is believed; else from
-    the tar headers, with one read and one seek a file in the shard, once in the life of the process.
+    A `sizes.json` beside the shards, `{"000000.tar": 1000, ...}`, is trusted without checking. Without one,
+    the tar headers are read, one read and one seek per file in the shard, once per process.
 
     Raises:
         UserError: for a damaged shard or `sizes.json`.
     """
-    known: dict[Path, dict[str, int]] = {}
+    sizes: dict[Path, dict[str, int]] = {}
     for folder in {Path(path).parent for path in paths}:
         file = folder / "sizes.json"
         try:
-            known[folder] = {name: int(size) for name, size in json.loads(file.read_text()).items()}
+            sizes[folder] = {name: int(size) for name, size in json.loads(file.read_text()).items()}
         except FileNotFoundError:
-            known[folder] = {}
+            sizes[folder] = {}
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise UserError(f"--train_root: not a list of shards and their sizes: {file} ({error})") from None
     counts = []
     for path in map(Path, paths):
-        size = known[path.parent].get(path.name)
+        size = sizes[path.parent].get(path.name)
         if size is None:
-            size = look_at(path, path.stat().st_mtime_ns)[0]
+            size = inspect_shard(path, path.stat().st_mtime_ns)[0]
         elif not _has_end(path):
-            print(f"note: --train_root: {path} has no end mark: was it cut?", file=sys.stderr)
+            print(f"note: --train_root {path}: no end mark: was it cut?", file=sys.stderr)
         counts.append(size)
     return counts
 
 
 @functools.cache
-def look_at(path: Path, modified_ns: int) -> tuple[int, str]:
-    """The number of pictures in a shard, by its headers, and why others are not counted, if there are any.
+def inspect_shard(path: Path, modified_ns: int) -> tuple[int, str]:
+    """Count the images in a shard by its headers, and give the reason if other files look like images.
 
-    Notes on the standard error say this, and if the shard seems to have been cut.
+    Notes on stderr report such files, and a shard that seems to have been cut.
+
+    Args:
+        modified_ns: the file's time of modification, so that a changed file is read again.
 
     Raises:
-        UserError: if it is damaged.
+        UserError: if the shard is damaged.
     """
     try:
         with tarfile.open(path, "r:") as tar:
@@ -96,7 +99,7 @@ def look_at(path: Path, modified_ns: int) -> tuple[int, str]:
             mark = file.read(tarfile.BLOCKSIZE)
     except (tarfile.TarError, OSError) as error:
         raise UserError(f"--train_root: cannot read {path}: {error}") from None
-    keys = [name.rpartition(".")[0] for name in names if _is_picture(name)]
+    keys = [name.rpartition(".")[0] for name in names if _is_image(name)]
     count = sum(1 for _ in itertools.groupby(keys))
     if mark != bytes(tarfile.BLOCKSIZE) and mark:
         raise UserError(
@@ -104,46 +107,47 @@ def look_at(path: Path, modified_ns: int) -> tuple[int, str]:
         )
     if not mark:
         print(
-            f"note: --train_root: {path} has no end mark: was it cut after its {count:,} images?",
+            f"note: --train_root {path}: no end mark: was it cut after its {count:,} images?",
             file=sys.stderr,
         )
-    known = set(keys)
-    others = [name for name in names if _has_dotted_key(name) and _key(name) not in known]
-    if not others:
+    counted = set(keys)
+    unused = [name for name in names if _has_dotted_key(name) and _split(name)[0] not in counted]
+    if not unused:
         return count, ""
-    key = _key(others[0])
-    reason = f"a key ends at the first dot of a name, so {others[0]} is no picture but belongs to {key}"
-    print(f"note: --train_root: {len(others):,} files in {path} are not used: {reason}", file=sys.stderr)
+    key = _split(unused[0])[0]
+    reason = f"a key ends at the first dot of a name, so {unused[0]} is no image but belongs to {key}"
+    print(f"note: --train_root {path}: {len(unused):,} files are not used: {reason}", file=sys.stderr)
     return count, reason
 
 
 def _has_end(path: Path) -> bool:
-    """Whether a tar file ends as they do, with a block of zeros."""
+    """Whether a tar file ends with a block of zeros, as a complete one does."""
     with path.open("rb") as file:
         file.seek(-min(tarfile.BLOCKSIZE, path.stat().st_size), os.SEEK_END)
         return file.read() == bytes(tarfile.BLOCKSIZE)
 
 
-def _is_picture(name: str) -> bool:
-    """Whether a file in a shard is a sample's picture: `key.jpg`, but not `key.mask.png` or `._key.jpg`."""
-    stem, _, suffixes = name.rpartition("/")[2].partition(".")
-    return bool(stem) and f".{suffixes.lower()}" in EXTENSIONS and not name.startswith("__")
-
-
-def _key(name: str) -> str:
-    """The key of a file in a shard: its path up to the first dot of its name."""
+def _split(name: str) -> tuple[str, str]:
+    """The key of a file in a shard, its path up to the first dot of its name, and the rest of its name."""
     folder, slash, file = name.rpartition("/")
-    return folder + slash + file.partition(".")[0]
+    stem, _, suffixes = file.partition(".")
+    return folder + slash + stem, suffixes
+
+
+def _is_image(name: str) -> bool:
+    """Whether a file in a shard is a sample's image: `key.jpg`, but not `key.mask.png` or `._key.jpg`."""
+    key, suffixes = _split(name)
+    return key[-1:] not in ("", "/") and f".{suffixes.lower()}" in EXTENSIONS and not name.startswith("__")
 
 
 def _has_dotted_key(name: str) -> bool:
-    """Whether a file in a shard would be a picture if keys might hold dots: `key.001.jpg`."""
-    stem, _, suffixes = name.rpartition("/")[2].partition(".")
-    return "." in suffixes and _is_picture(f"{stem}.{suffixes.rpartition('.')[2]}")
+    """Whether a file in a shard would be an image if keys could hold dots: `key.001.jpg`."""
+    key, suffixes = _split(name)
+    return "." in suffixes and _is_image(f"{key.rpartition('/')[2]}.{suffixes.rpartition('.')[2]}")
 
 
-class Sample(io.BytesIO):
-    """An encoded picture; error messages show its key and its shard."""
+class EncodedImage(io.BytesIO):
+    """An encoded image in memory; its `str`, shown in errors, is its key and its shard."""
 
     def __init__(self, encoded: bytes, key: str, shard: str) -> None:
         super().__init__(encoded)
@@ -153,11 +157,11 @@ class Sample(io.BytesIO):
         return f"{self.key} in {self.shard}"
 
 
-def read_shard(path: str) -> Iterator[Sample]:
-    """The pictures of a shard, in its order; of a key with several, the first.
+def read_shard(path: str) -> Iterator[EncodedImage]:
+    """The images of a shard, in its order; the first of a key that has several.
 
     Raises:
-        UserError: if it is damaged.
+        UserError: if the shard is damaged.
     """
     from webdataset.handlers import ignore_and_continue
     from webdataset.tariterators import group_by_keys, tar_file_expander
@@ -165,24 +169,24 @@ def read_shard(path: str) -> Iterator[Sample]:
     try:
         with open(path, "rb") as file:
             sources = [{"url": path, "stream": file}]
-            members = tar_file_expander(sources, select_files=_is_picture, eof_value=None)
-            for sample in group_by_keys(members, handler=ignore_and_continue):  # of a name that comes twice
+            members = tar_file_expander(sources, select_files=_is_image, eof_value=None)
+            for sample in group_by_keys(members, handler=ignore_and_continue):  # ignores repeated names
                 encoded = next(value for name, value in sample.items() if not name.startswith("__"))
-                yield Sample(encoded, sample["__key__"], path)
+                yield EncodedImage(encoded, sample["__key__"], path)
     except (tarfile.TarError, OSError) as error:
-        reason = getattr(error, "strerror", None) or error.args[0]  # webdataset has appended others
+        reason = getattr(error, "strerror", None) or error.args[0]  # webdataset appends further arguments
         raise UserError(f"--train_root: cannot read {path}: {reason}") from None
 
 
-def read_counted(path: str, start: int, stop: int) -> Iterator[Sample]:
-    """The pictures of a shard from `start` up to `stop`.
+def read_range(path: str, start: int, stop: int) -> Iterator[EncodedImage]:
+    """The images of a shard from index `start` up to `stop`.
 
     Raises:
-        UserError: if it is damaged, or has not so many.
+        UserError: if the shard is damaged, or has fewer images.
     """
     found = start
-    for sample in itertools.islice(read_shard(path), start, stop):
-        yield sample
+    for image in itertools.islice(read_shard(path), start, stop):
+        yield image
         found += 1
     if found < stop:
         raise UserError(
@@ -192,33 +196,45 @@ def read_counted(path: str, start: int, stop: int) -> Iterator[Sample]:
 
 
 class ShardDataset(IterableDataset):
-    """The pictures of an epoch, each with a hole, in an order of (seed, epoch).
+    """The images of shards, each with a mask, in an order that derives from (seed, epoch).
 
-    The shards come in a random order. Laid end to end, their pictures are cut into an equal part for every
-    process, less a remainder, and this again for its loader's workers, such that the batches which the
-    `DataLoader` takes from them in turn are full but for the last. A shard across a cut is read on both
-    sides. A worker mixes up to `buffer` pictures at a time, still encoded. Crop, flip and mask derive from
-    (seed, epoch, shard, key). The next picture stands in for an unreadable one, with a warning, so that all
-    processes have equally many.
+    An epoch is the concatenation of all shards in random order: positions 0 to N - 1 of N images.
+
+    - Each of P processes takes L = N // P consecutive positions; the last N - P·L are left out.
+    - Within its process, each of W workers takes a consecutive part. The `DataLoader` asks the workers for
+      batches in turn, worker 0 first, so worker w's part is as long as batches w, w + W, w + 2W, ... of a
+      process's L images together. All batches but the last are then full.
+    - Each worker divides its part into equal blocks of at most `buffer` images, reads a block, still
+      encoded, and shuffles it with a generator of (seed, epoch, rank, worker, block).
+
+    A shard that lies across two parts is read for both. Crop, flip and mask derive from (seed, epoch, shard,
+    key). An unreadable image is replaced by the next one of its block, with a warning, so that all processes
+    have equally many.
+
+    A resumed pass begins where every process has seen `start // P` images, b full batches. The `DataLoader`
+    again asks its worker 0 first, but the next batch is that of worker b mod W; so each worker takes the
+    part of worker (its id + b) mod W. That worker has yielded its share of the first b batches. It reads on
+    from the block in which that ends, shuffles the block as before, and skips what it has yielded. The
+    batches are those of the uninterrupted pass if P, W, the batch size and `buffer` are unchanged; otherwise
+    some images of the epoch come twice and others not at all.
 
     Args:
-        root: as of `expand`.
-        batch_size: of the `DataLoader`.
-        max_images: at most so many, from as few shards as possible, chosen by the seed; None for all.
-        rank, num_processes: which part this process gets.
-        buffer: at most so many pictures are mixed, and held in memory by each worker.
-        others: as of `InpaintingDataset`; only mask files are cached.
+        root: see `expand`.
+        batch_size: batch size of the `DataLoader`.
+        max_images: maximum number of images, from as few shards as possible, chosen by seed; None for all.
+        rank, num_processes: this process and P.
+        buffer: maximum number of images that a worker holds in memory and shuffles together.
+        others: see `InpaintingDataset`; only mask files are cached.
 
     Attributes:
-        epoch, start: where the next pass begins; `start` counts what all processes have seen of the epoch.
-            What follows is what would have followed, if the numbers of processes and workers and the batch
-            size are those of before; else some pictures of that epoch come twice and others not at all.
+        epoch, start: where the next pass begins; `start` counts the images that all processes together have
+            seen of the epoch.
 
-    Items are those of `InpaintingDataset` in training; the name is the key. `len` counts this process's.
+    Items are those of `InpaintingDataset` in training; the name is the key. `len` is L.
 
     Raises:
-        UserError: as `expand` and `count_samples`; fewer pictures than processes; in a pass, if a shard
-            holds less than was counted, or nothing in it can be decoded.
+        UserError: see `expand` and `count_images`; fewer images than processes; during a pass, if a shard
+            holds fewer images than were counted, or no image of a block can be decoded.
     """
 
     def __init__(
@@ -228,7 +244,7 @@ class ShardDataset(IterableDataset):
         *,
         batch_size: int = 8,
         max_images: int | None = None,
-        mask_ratio: tuple[float, float] = (0.1, 0.4),
+        mask_ratio: tuple[float, float] = DEFAULT_MASK_RATIO,
         mask_root: str = "",
         invert_mask: bool = False,
         augmentation: Augmentation = UNCHANGED,
@@ -242,76 +258,76 @@ class ShardDataset(IterableDataset):
         self.augmentation, self.seed, self.buffer = augmentation, seed, buffer
         self.rank, self.num_processes = rank, num_processes
         self.epoch = self.start = 0
-        self.unreadable: list[str] = []  # found while iterating, and printed then
+        self.unreadable: list[str] = []  # always empty: unreadable images are found and reported in a pass
         self.shards = expand(root)
-        self.counts = np.array(count_samples(self.shards))
+        self.counts = np.array(count_images(self.shards))
         if max_images is not None:
             order = np.random.default_rng(seed).permutation(len(self.shards))
             before = np.cumsum(self.counts[order]) - self.counts[order]
             self.counts[order] = np.clip(max_images - before, 0, self.counts[order])
         self.length = int(self.counts.sum()) // num_processes
         if self.length == 0:
-            reasons = [look_at(path, path.stat().st_mtime_ns)[1] for path in map(Path, self.shards)]
-            reason = next((f" ({each})" for each in reasons if each), "")
+            reasons = [inspect_shard(path, path.stat().st_mtime_ns)[1] for path in map(Path, self.shards)]
+            hint = next((f" ({reason})" for reason in reasons if reason), "")
             raise UserError(
-                f"--train_root: {self.counts.sum()} images in {root}, {num_processes} process(es){reason}"
+                f"--train_root: {self.counts.sum()} images in {root}, {num_processes} process(es){hint}"
             )
-        self.stored_size = math.ceil(image_size / augmentation.min_crop)
-        self.masks = (
-            MaskFolder(Path(mask_root), self.stored_size, invert_mask, cache_dir) if mask_root else None
-        )
+        self.stored_size = size = math.ceil(image_size / augmentation.min_crop)
+        self.masks = MaskFolder(Path(mask_root), size, invert_mask, cache_dir) if mask_root else None
 
     def __len__(self) -> int:
         return self.length
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         info = get_worker_info()
-        workers, worker = (info.num_workers, info.id) if info is not None else (1, 0)
+        num_workers, worker = (info.num_workers, info.id) if info is not None else (1, 0)
         seen = self.start // self.num_processes
-        worker = (worker + seen // self.batch_size) % workers  # the loader begins anew with the first one
-        shares = [self._dealt(self.length, k, workers) for k in range(workers)]
-        first = self.rank * self.length + sum(shares[:worker])
-        last, done = first + shares[worker], first + self._dealt(seen, worker, workers)
-        cuts = np.linspace(first, last, math.ceil(shares[worker] / self.buffer) + 1).astype(int)
-        begun = int(np.searchsorted(cuts, done, side="right")) - 1
-        stream = self._samples(cuts[begun], last)
-        for block in range(begun, len(cuts) - 1):
-            samples = list(itertools.islice(stream, cuts[block + 1] - cuts[block]))
+        worker = (worker + seen // self.batch_size) % num_workers
+        lengths = [self._share(self.length, k, num_workers) for k in range(num_workers)]
+        first = self.rank * self.length + sum(lengths[:worker])
+        last, resume = first + lengths[worker], first + self._share(seen, worker, num_workers)
+        # block k holds the positions bounds[k] up to bounds[k + 1]
+        bounds = np.linspace(first, last, math.ceil(lengths[worker] / self.buffer) + 1).astype(int)
+        first_block = int(np.searchsorted(bounds, resume, side="right")) - 1
+        stream = self._read_positions(bounds[first_block], last)
+        for block in range(first_block, len(bounds) - 1):
+            images = list(itertools.islice(stream, bounds[block + 1] - bounds[block]))
             generator = np.random.default_rng([self.seed, self.epoch, self.rank, worker, block])
-            generator.shuffle(samples)
-            for i in range(max(0, done - cuts[block]), len(samples)):
-                yield self._first_readable(samples[i:] + samples[:i])
+            generator.shuffle(images)
+            for i in range(max(0, resume - bounds[block]), len(images)):
+                yield self._first_readable(images[i:] + images[:i])
 
-    def _dealt(self, items: int, worker: int, workers: int) -> int:
-        """How many of a process's first items fall to a worker, if batches are dealt in turn."""
-        batches, rest = divmod(items, self.batch_size)
-        full = len(range(worker, batches, workers)) * self.batch_size
-        return full + (rest if batches % workers == worker else 0)
+    def _share(self, count: int, worker: int, num_workers: int) -> int:
+        """Number of a process's first `count` images that are in batches of this worker."""
+        batches, rest = divmod(count, self.batch_size)
+        full = len(range(worker, batches, num_workers)) * self.batch_size
+        return full + (rest if batches % num_workers == worker else 0)
 
-    def _samples(self, first: int, last: int) -> Iterator[Sample]:
-        """The pictures from `first` up to `last` of the epoch's shards laid end to end."""
-        begin = 0
+    def _read_positions(self, first: int, last: int) -> Iterator[EncodedImage]:
+        """The images at positions `first` up to `last` of the epoch."""
+        begin = 0  # position of a shard's first image
         for i in np.random.default_rng([self.seed, self.epoch]).permutation(len(self.shards)):
-            skipped, stop = (min(max(0, k - begin), self.counts[i]) for k in (first, last))
-            if skipped < stop:
-                yield from read_counted(self.shards[i], skipped, stop)
+            start, stop = (min(max(0, position - begin), self.counts[i]) for position in (first, last))
+            if start < stop:
+                yield from read_range(self.shards[i], start, stop)
             begin += self.counts[i]
 
-    def _first_readable(self, samples: list[Sample]) -> dict[str, Any]:
-        for sample in samples:
+    def _first_readable(self, images: list[EncodedImage]) -> dict[str, Any]:
+        """The sample of the first image that can be decoded."""
+        for encoded in images:
             try:
-                image = read_scaled(sample, self.stored_size)
+                image = read_scaled(encoded, self.stored_size)
             except UserError as error:
-                print(f"warning: {error}; the next image stands in for it", file=sys.stderr)
+                print(f"warning: {error}; the next image is used instead", file=sys.stderr)
                 continue
-            identity = name_digest(f"{Path(sample.shard).name}/{sample.key}")
+            identity = name_digest(f"{Path(encoded.shard).name}/{encoded.key}")
             return make_sample(
                 image,
-                sample.key,
+                encoded.key,
                 np.random.default_rng([self.seed, self.epoch, identity]),
                 image_size=self.image_size,
                 mask_ratio=self.mask_ratio,
                 masks=self.masks,
                 augmentation=self.augmentation,
             )
-        raise UserError(f"--train_root: no image can be read any more in {samples[0].shard}")
+        raise UserError(f"--train_root: no image can be read any more in {images[0].shard}")

@@ -13,15 +13,14 @@ from tqdm import tqdm
 from imaging.files import find_images
 from imaging.image_file import SUFFIXES, ImageFile, becomes_png, reason_of, sniff_file
 from imaging.mask_file import (
-    Hole,
-    alpha_hole,
-    box_hole,
+    alpha_mask,
+    box_mask,
+    dilate,
     feather,
-    grow,
     mask_warnings,
     masks_by_image,
-    painted_hole,
-    read_hole,
+    painted_mask,
+    read_mask_for,
 )
 from imaging.verify import verify
 from inference.inpainter import Inpainter
@@ -269,7 +268,7 @@ def open_job(
     """Read an image file and its hole.
 
     Args:
-        strokes: what was painted over the image, as of `painted_hole`; it adds to the mask, if any.
+        strokes: what was painted over the image, as of `painted_mask`; it adds to the mask, if any.
 
     Returns:
         None if its result was there and `skip_existing` asks to leave it.
@@ -296,15 +295,15 @@ def open_job(
     if truth is not None and truth.shape[:2] != picture.shape:
         sizes = [f"{width}×{height}" for height, width in (truth.shape[:2], picture.shape)]
         raise UserError(f"--gt_path: is {sizes[0]} pixels, but the image is {sizes[1]}")
-    hole = find_hole(picture, source.mask_file, settings, strokes)
-    missing = grow(hole.missing, settings.dilate)
+    mask, mask_notes = find_mask(picture, source.mask_file, settings, strokes)
+    missing = dilate(mask, settings.dilate)
     return Job(
         source.image_file,
         target_file,
         source.relative,
         picture,
         missing,
-        hole.notes,
+        mask_notes,
         truth,
         settings.lossless,
     )
@@ -363,22 +362,22 @@ def fill_regions(
         picture.put(region, filled, hole, opaque=settings.alpha_mask)
 
 
-def find_hole(
+def find_mask(
     picture: ImageFile, mask_file: Path | None, settings: FillSettings, strokes: np.ndarray | None = None
-) -> Hole:
-    """The hole that is asked for: strokes, a box, a mask file, or what is transparent in the picture."""
+) -> tuple[np.ndarray, list[str]]:
+    """The mask (H, W) bool of strokes, a box, a mask file or the image's transparency, and notes on it."""
     if strokes is not None:
-        painted = painted_hole(strokes, picture.shape)
+        painted = painted_mask(strokes, picture.shape)
         if mask_file is None:
-            return painted
-        masked = find_hole(picture, mask_file, settings)
-        return Hole(painted.missing | masked.missing, masked.notes)
+            return painted, []
+        mask, notes = find_mask(picture, mask_file, settings)
+        return painted | mask, notes
     if settings.box:
-        return box_hole(settings.box, picture.shape)
+        return box_mask(settings.box, picture.shape), []
     if mask_file is None:
-        return alpha_hole(picture)
+        return alpha_mask(picture), []
     try:
-        return read_hole(mask_file, picture.shape, settings.invert_mask)
+        return read_mask_for(mask_file, picture.shape, settings.invert_mask)
     except UserError as error:
         raise UserError(f"--mask_path: {error}") from None
 

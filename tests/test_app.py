@@ -661,7 +661,7 @@ def test_bad_uploads_give_a_message_and_the_server_goes_on(page: Any, server: Se
     page.get_by_text("Options").click()
     upload(page, save(np.full((1, 1), 255, np.uint8), tmp_path / "mask.png"), "#mask")
     page.locator("#fill").click()
-    said(page, "The mask covers the whole picture: there is nothing to go by.")
+    said(page, "The mask covers the whole image: there are no known pixels.")
     assert server.process.poll() is None
 
 

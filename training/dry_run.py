@@ -14,7 +14,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from config import Config
-from imaging.files import MAX_UNREADABLE, all_too_small
+from imaging.files import MAX_UNREADABLE, require_readable
 from imaging.random_masks import random_mask
 from imaging.sample import MaskFolder
 from imaging.scan import Scan, find_overlap, scan
@@ -172,12 +172,8 @@ def print_scan(found: Scan, image_size: int) -> None:
 
 def refuse(found: Scan) -> None:
     """Raise what training would: a `UserError` if too much is unreadable."""
-    bad, allowed = len(found.unreadable), 1.0 if is_shards(found.root) else MAX_UNREADABLE
-    if bad and (not found.count or bad > allowed * found.files):
-        raise UserError(
-            f"{found.flag}: {bad} of {found.files} images in {found.root} cannot be read, more than "
-            f"{MAX_UNREADABLE:.0%} allowed; the first: {found.unreadable[0]}"
-        )
+    allowed = 1.0 if is_shards(found.root) else MAX_UNREADABLE
+    require_readable(found.unreadable, found.files, found.root, found.flag, allowed)
 
 
 def report(config: Config) -> None:
@@ -206,7 +202,7 @@ def report(config: Config) -> None:
     print_scan(train, size)
     val = scan(config.val_root, False, size, "--val_root", config.val_subset or None, seed)
     print_scan(val, size)
-    exact, near = find_overlap(train.prints, val.prints)
+    exact, near = find_overlap(train.fingerprints, val.fingerprints)
     print(f"  of validation in training: {len(exact):,} exact and {len(near):,} near duplicates")
     print_problems("exact overlap", [" = ".join(pair) for pair in exact])
     print_problems("near overlap", [" ~ ".join(pair) for pair in near])
@@ -218,9 +214,6 @@ def report(config: Config) -> None:
 
     print("time, without loading, validating and writing")
     counts = {stage: train.count_at(stage[0], config.max_enlarge) for stage in cost.seconds}
-    for (side, _), count in counts.items():
-        if not count:
-            raise all_too_small(train.root, side)
     for (side, batch_size), each in cost.seconds.items():
         step = to_text(each * batch_size * config.accumulate)
         count = counts[side, batch_size]

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from imaging.image_file import ImageFile, read_colors
-from imaging.mask_file import mask_warnings, read_hole
+from imaging.mask_file import mask_warnings, read_mask_for
 from inference.fill_files import FillSettings, Job, Source, fill_job, open_job, targets_of
 from inference.visualize import viridis
 from inference.web.sessions import Session, Sessions
@@ -294,12 +294,12 @@ def build_page(networks: Networks, sessions: Sessions, limits: Limits) -> "Block
             image_file, mask_file = opened(picture, session), opened(mask, session, is_mask=True)
             image = ImageFile(Path(str(image_file)))
             height, width = image.shape
-            hole = read_hole(Path(mask_file), (height, width)) if mask_file else None
+            hole, mask_notes = read_mask_for(Path(mask_file), (height, width)) if mask_file else (None, [])
         except UserError as error:
             gr.Warning(complaint(error, picture, mask))
             return [hidden, gr.update(value=None), "", *no_result]
-        notes = [f"{width} × {height} pixels, {image.format}", *image.notes, *(hole.notes if hole else [])]
-        copy = shown(preview(image, hole.missing if hole else None), session)
+        notes = [f"{width} × {height} pixels, {image.format}", *image.notes, *mask_notes]
+        copy = shown(preview(image, hole), session)
         canvas: dict[str, Any] = {"background": copy, "layers": [], "composite": None}
         said = " ".join(plain(note, image_file, mask_file) for note in notes)
         return [gr.update(visible=True), canvas, said, *no_result]

@@ -90,7 +90,7 @@ def test_the_masks_of_a_pack_are_read_by_the_rule_for_all_mask_files(
     item = next(item for item in data.items if item["mask"].endswith("10-20/a.png"))
     for pixels in (mask.astype(np.uint8), mask, strokes):  # of 0 and 1, of one bit, painted on nothing
         Image.fromarray(pixels).save(path)
-        assert np.array_equal(data.read_hole(item).missing, mask)
+        assert np.array_equal(data.read_mask(item)[0], mask)
     PackDataset(pack, str(images))
     assert "10-20/a.png has transparency: its painted part" in capsys.readouterr().err
 

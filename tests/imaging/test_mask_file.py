@@ -1,4 +1,4 @@
-"""Masks of every convention give the hole that a person sees in them, and what looks wrong is said."""
+"""Masks of every convention are read as a person sees them, and suspicious ones are reported."""
 
 from pathlib import Path
 
@@ -9,17 +9,17 @@ from PIL import Image
 
 from imaging.image_file import ImageFile
 from imaging.mask_file import (
-    alpha_hole,
+    alpha_mask,
     binarise,
-    box_hole,
+    box_mask,
+    dilate,
     extremes,
     feather,
-    grow,
     mask_warnings,
     masks_by_image,
-    painted_hole,
-    read_hole,
+    painted_mask,
     read_mask,
+    read_mask_for,
     summarise,
 )
 from inference.inpainter import as_hole
@@ -59,7 +59,7 @@ FILES = {
     ),
     "twice the size": (Image.fromarray(WHITE).resize((60, 40), Image.Resampling.NEAREST), False, ""),
     "white strokes on nothing": (rgba(255, WHITE), False, "painted part"),
-    "erased from a picture": (
+    "erased from an image": (
         rgba(np.arange(600).reshape(20, 30, 1).astype(np.uint8), 255 - WHITE),
         False,
         "transparent part",
@@ -89,13 +89,13 @@ FILES = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_the_hole_of_a_file(name: str, tmp_path: Path) -> None:
+def test_a_mask_file_is_read_as_it_looks(name: str, tmp_path: Path) -> None:
     image, invert, note = FILES[name]
     image.save(tmp_path / "mask.png")
-    hole = read_hole(tmp_path / "mask.png", (20, 30), invert)
-    assert np.array_equal(hole.missing, HOLE)
-    assert note in " ".join(hole.notes) and bool(note) == bool(hole.notes)
-    assert np.array_equal(read_hole(tmp_path / "mask.png", (20, 30), not invert).missing, ~HOLE)
+    mask, notes = read_mask_for(tmp_path / "mask.png", (20, 30), invert)
+    assert np.array_equal(mask, HOLE)
+    assert note in " ".join(notes) and bool(note) == bool(notes)
+    assert np.array_equal(read_mask_for(tmp_path / "mask.png", (20, 30), not invert)[0], ~HOLE)
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if name != "twice the size"])
@@ -108,10 +108,10 @@ def test_a_one_bit_tiff_of_either_polarity_is_the_hole_that_is_seen(tmp_path: Pa
     for photometric in ("minisblack", "miniswhite"):
         stored = HOLE if photometric == "minisblack" else ~HOLE
         tifffile.imwrite(tmp_path / "mask.tif", stored, photometric=photometric)
-        assert np.array_equal(read_mask(tmp_path / "mask.tif").missing, HOLE), photometric
+        assert np.array_equal(read_mask(tmp_path / "mask.tif")[0], HOLE), photometric
 
 
-def test_what_no_one_painted_on_is_empty_and_dark_masks_are() -> None:
+def test_blank_transparent_and_dark_masks_are_empty() -> None:
     nothing = np.zeros((4, 4), np.float32)
     missing, findings = binarise(np.full((4, 4, 3), 255, np.uint8), nothing)
     assert not missing.any() and "nothing is painted" in findings["alpha"]
@@ -130,7 +130,7 @@ def test_half_grey_is_missing_and_less_is_not() -> None:
         assert binarise(np.array([[[below], [half]]], dtype), invert=True)[0].tolist() == [[True, False]]
 
 
-def test_many_masks_are_summed_up_each_kind_once() -> None:
+def test_findings_on_many_masks_are_summarised_by_kind() -> None:
     empty, full = extremes(np.zeros((2, 2), bool)), extremes(np.ones((2, 2), bool))
     masks = [
         ("a.png", {}),
@@ -159,52 +159,52 @@ def test_masks_belong_to_images_by_path_or_unique_stem_and_two_of_one_image_are_
     assert masks_by_image([*files, root / "b.tif"], root)[1][0].endswith("(so for 2 images)")
 
 
-def test_a_mask_of_other_proportions_is_refused(tmp_path: Path) -> None:
+def test_a_mask_of_another_aspect_ratio_is_refused(tmp_path: Path) -> None:
     Image.fromarray(WHITE).save(tmp_path / "mask.png")
     with pytest.raises(UserError, match="mask is 30×20 pixels, but the image is 20×30"):
-        read_hole(tmp_path / "mask.png", (30, 20))
+        read_mask_for(tmp_path / "mask.png", (30, 20))
 
 
-def test_a_mask_is_turned_upright_like_the_picture(tmp_path: Path) -> None:
+def test_a_mask_is_turned_upright_like_the_image(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[274] = 6
     Image.fromarray(np.rot90(WHITE)).save(tmp_path / "mask.jpg", exif=exif, quality=95)
-    assert np.array_equal(read_hole(tmp_path / "mask.jpg", (20, 30)).missing, HOLE)
+    assert np.array_equal(read_mask_for(tmp_path / "mask.jpg", (20, 30))[0], HOLE)
 
 
-def test_the_pictures_own_transparency_is_a_hole(tmp_path: Path) -> None:
-    rgba(90, 255 - WHITE).save(tmp_path / "picture.png")
-    assert np.array_equal(alpha_hole(ImageFile(tmp_path / "picture.png")).missing, HOLE)
+def test_transparency_of_an_image_is_a_mask(tmp_path: Path) -> None:
+    rgba(90, 255 - WHITE).save(tmp_path / "image.png")
+    assert np.array_equal(alpha_mask(ImageFile(tmp_path / "image.png")), HOLE)
     Image.fromarray(WHITE).save(tmp_path / "opaque.png")
     with pytest.raises(UserError, match="no transparency"):
-        alpha_hole(ImageFile(tmp_path / "opaque.png"))
+        alpha_mask(ImageFile(tmp_path / "opaque.png"))
 
 
 def test_a_box_is_cut_at_the_border_and_refused_outside() -> None:
-    assert np.array_equal(box_hole((10, 4, 15, 8), (20, 30)).missing, HOLE)
-    assert box_hole((-5, -5, 10, 10), (20, 30)).missing.sum() == 25
+    assert np.array_equal(box_mask((10, 4, 15, 8), (20, 30)), HOLE)
+    assert box_mask((-5, -5, 10, 10), (20, 30)).sum() == 25
     for box in ((30, 0, 5, 5), (0, 0, 0, 5), (-9, 0, 5, 5)):
         with pytest.raises(UserError, match="holds no pixel of 30×20"):
-            box_hole(box, (20, 30))
+            box_mask(box, (20, 30))
 
 
-def test_grow_is_a_disc() -> None:
+def test_masks_are_dilated_by_a_disc() -> None:
     point = np.zeros((21, 21), bool)
     point[10, 10] = True
-    rows, columns = np.nonzero(grow(point, 5))
+    rows, columns = np.nonzero(dilate(point, 5))
     assert np.hypot(rows - 10, columns - 10).max() < 6.5
-    assert grow(point, 5)[10, 5:16].all() and not grow(point, 5)[10, 4]
-    assert np.array_equal(grow(point, 0), point)
-    assert grow(point, 100_000).all() and not grow(np.zeros_like(point), 9).any()
+    assert dilate(point, 5)[10, 5:16].all() and not dilate(point, 5)[10, 4]
+    assert np.array_equal(dilate(point, 0), point)
+    assert dilate(point, 100_000).all() and not dilate(np.zeros_like(point), 9).any()
 
 
-def test_the_doctor_names_what_looks_wrong() -> None:
+def test_suspicious_masks_are_warned_of() -> None:
     inverted, large, wide = ~HOLE, np.zeros((20, 30), bool), np.zeros((20, 30), bool)
     large[:, :22] = True
     wide[:, :15] = True
     cases = [
-        (HOLE, None), (np.zeros_like(HOLE), "empty"), (np.ones_like(HOLE), "whole picture"),
-        (inverted, "inverted"), (large, "guesswork"), (wide, "trained on up to 40%"),
+        (HOLE, None), (np.zeros_like(HOLE), "empty"), (np.ones_like(HOLE), "whole image"),
+        (inverted, "inverted"), (large, "unreliable"), (wide, "trained on up to 40%"),
     ]  # fmt: skip
     for missing, word in cases:
         notes = mask_warnings(missing, (0.1, 0.4))
@@ -222,16 +222,15 @@ def test_feather_blends_inside_the_hole_only() -> None:
 
 
 @pytest.mark.parametrize("factor", [1, 4, 0.5])
-def test_what_was_painted_on_a_copy_of_any_size_is_the_hole(factor: float) -> None:
-    """Of even sizes, so that every edge of the hole falls between pixels of the copy."""
+def test_strokes_on_a_copy_of_any_size_are_the_mask(factor: float) -> None:
+    """All sizes are even, so that every edge of the hole falls between pixels of the copy."""
     painted = np.kron(WHITE, np.ones((int(factor),) * 2, np.uint8)) if factor >= 1 else WHITE[::2, ::2]
-    hole = painted_hole(painted, HOLE.shape)
-    differing = hole.missing != HOLE
-    assert not hole.notes and differing.sum() <= (0 if factor >= 1 else 15)
+    differing = painted_mask(painted, HOLE.shape) != HOLE
+    assert differing.sum() <= (0 if factor >= 1 else 15)
 
 
 def test_a_pixel_is_missing_where_at_least_half_of_it_was_painted() -> None:
     strokes = np.zeros((2, 4), np.uint8)
     strokes[:, 0] = 255  # half of the first pixel
     strokes[0, 2] = 255  # a quarter of the second
-    assert painted_hole(strokes, (1, 2)).missing.tolist() == [[True, False]]
+    assert painted_mask(strokes, (1, 2)).tolist() == [[True, False]]

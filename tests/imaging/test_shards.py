@@ -17,24 +17,24 @@ import dataset
 from dataset import InpaintingDataset, get_dataloaders
 from imaging import shards
 from imaging.augment import Augmentation
-from imaging.shards import ShardDataset, count_samples, expand
+from imaging.shards import ShardDataset, count_images, expand
 from training.loaders import set_position, shard_loader
 from utils import UserError, is_shards
 
 webdataset = pytest.importorskip("webdataset", reason="shards need the optional webdataset library")
 
-SIZES = [7, 4, 6, 6]  # pictures in each shard
+SIZES = [7, 4, 6, 6]  # images in each shard
 
 
-def encode(picture: np.ndarray) -> bytes:
+def encode(image: np.ndarray) -> bytes:
     file = io.BytesIO()
-    Image.fromarray(picture).save(file, "PNG")
+    Image.fromarray(image).save(file, "PNG")
     return file.getvalue()
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> str:
-    """Four shards of 23 small pictures, each beside a label and an annotation that is a picture too."""
+    """Four shards of 23 small images, each beside a label and an annotation that is an image too."""
     number = 0
     for i, size in enumerate(SIZES):
         with webdataset.TarWriter(str(tmp_path / f"{i:03d}.tar")) as writer:
@@ -52,7 +52,7 @@ def names_of(loader: Any, epoch: int = 0, start: int = 0) -> list[str]:
 
 
 def replace(shard: str, **changes: bytes) -> None:
-    """Write the shard anew with other bytes for some pictures."""
+    """Write the shard anew with other bytes for some images."""
     with tarfile.open(shard) as tar:
         files = [(member.name, tar.extractfile(member).read()) for member in tar]  # type: ignore[union-attr]
     with tarfile.open(shard, "w") as tar:
@@ -63,7 +63,7 @@ def replace(shard: str, **changes: bytes) -> None:
             tar.addfile(member, io.BytesIO(content))
 
 
-def test_roots_are_told_apart_and_expanded(root: str, tmp_path: Path) -> None:
+def test_roots_are_recognised_and_expanded(root: str, tmp_path: Path) -> None:
     assert is_shards(root) and is_shards(f"elsewhere{os.pathsep}{root}")
     assert not is_shards("sample") and not is_shards(str(tmp_path))
     last = str(tmp_path / "003.tar")
@@ -95,12 +95,12 @@ def test_a_missing_library_is_named(root: str, missing: str, monkeypatch: pytest
         shard_loader(root)
 
 
-def test_pictures_are_counted_by_headers_or_by_the_list_beside_them(root: str, tmp_path: Path) -> None:
+def test_images_are_counted_by_headers_or_by_sizes_json(root: str, tmp_path: Path) -> None:
     paths = expand(root)
-    assert count_samples(paths) == SIZES
+    assert count_images(paths) == SIZES
     sizes = tmp_path / "sizes.json"
     sizes.write_text(json.dumps({"001.tar": 3}))
-    assert count_samples(paths) == [7, 3, 6, 6]
+    assert count_images(paths) == [7, 3, 6, 6]
     assert len(set(names_of(shard_loader(root, 4, 32, num_workers=0)))) == 22
     sizes.write_text(json.dumps({"001.tar": 5}))
     with pytest.raises(UserError, match=r"only 4 images in .*001\.tar.*at least 5"):
@@ -108,7 +108,7 @@ def test_pictures_are_counted_by_headers_or_by_the_list_beside_them(root: str, t
     for wrong in ("[1]", "{", '{"001.tar": "many"}'):
         sizes.write_text(wrong)
         with pytest.raises(UserError, match=r"--train_root: .*sizes\.json"):
-            count_samples(paths)
+            count_images(paths)
 
 
 def test_a_damaged_shard_is_named(root: str, tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def headers(shard: Path) -> list[int]:
 
 
 @pytest.mark.parametrize("place", ["inside a header", "at a header", "before the end mark"])
-def test_a_shard_that_was_cut_is_never_used_without_a_word(
+def test_a_shard_that_was_cut_is_never_used_without_a_note(
     place: str, root: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shard = tmp_path / "002.tar"
@@ -146,11 +146,11 @@ def test_a_shard_that_was_cut_is_never_used_without_a_word(
     else:
         count = 3 if place == "at a header" else 6
         assert ShardDataset(root, 32).counts[2] == count
-        note = f"note: --train_root: {shard} has no end mark: was it cut after its {count} images?\n"
+        note = f"note: --train_root {shard}: no end mark: was it cut after its {count} images?\n"
         assert capsys.readouterr().err == note
     (tmp_path / "sizes.json").write_text(json.dumps({f"{i:03d}.tar": 3 for i in range(4)}))
     ShardDataset(root, 32)
-    assert capsys.readouterr().err == f"note: --train_root: {shard} has no end mark: was it cut?\n"
+    assert capsys.readouterr().err == f"note: --train_root {shard}: no end mark: was it cut?\n"
 
 
 def test_a_damaged_header_is_not_the_end_of_a_shard(root: str, tmp_path: Path) -> None:
@@ -174,10 +174,10 @@ def write_tar(path: Path, *names: str) -> str:
     return str(path)
 
 
-def test_a_dot_in_a_key_is_explained_where_it_loses_pictures(
+def test_a_dot_in_a_key_is_explained_where_it_loses_images(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rule = "a key ends at the first dot of a name, so d/img.001.png is no picture but belongs to d/img"
+    rule = "a key ends at the first dot of a name, so d/img.001.png is no image but belongs to d/img"
     with pytest.raises(
         UserError, match=r"^--train_root: 0 images in .*\(a key ends at the first dot"
     ) as error:
@@ -188,7 +188,7 @@ def test_a_dot_in_a_key_is_explained_where_it_loses_pictures(
         tmp_path / "part.tar", "a.png", "a.mask.png", "d/img.001.png", "._x.001.png", "b.v2.json"
     )
     assert len(ShardDataset(part, 16)) == 1
-    assert capsys.readouterr().err == f"note: --train_root: 1 files in {part} are not used: {rule}\n"
+    assert capsys.readouterr().err == f"note: --train_root {part}: 1 files are not used: {rule}\n"
 
 
 def test_names_in_shards_need_not_be_utf8(tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ def test_a_separator_in_the_path_of_shards_is_part_of_it(tmp_path: Path) -> None
         expand(f"{write_tar(tmp_path / '0.tar', 'a.png')}{os.pathsep}{tmp_path / 'folder.tar'}")
 
 
-def test_shards_without_pictures_are_refused(tmp_path: Path) -> None:
+def test_shards_without_images_are_refused(tmp_path: Path) -> None:
     with webdataset.TarWriter(str(tmp_path / "labels.tar")) as writer:
         writer.write({"__key__": "a", "cls": b"0"})
     with pytest.raises(UserError, match="--train_root: 0 images"):
@@ -217,14 +217,14 @@ def test_shards_without_pictures_are_refused(tmp_path: Path) -> None:
 
 
 def test_items_are_those_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The pictures before any draw are the same to the bit, and so are the settings of the draws."""
+    """The images before any draw are bit-identical, and so are the settings of the draws."""
     folder, masks = tmp_path / "folder", tmp_path / "masks"
-    for each in (folder, masks):
-        each.mkdir()
+    for root in (folder, masks):
+        root.mkdir()
     with webdataset.TarWriter(str(tmp_path / "all.tar")) as writer:
         for i, (height, width) in enumerate([(40, 50), (90, 700), (200, 60)]):
-            picture = Image.fromarray(photograph(height, width, seed=i))
-            picture.save(folder / f"{i}.jpg")
+            image = Image.fromarray(photograph(height, width, seed=i))
+            image.save(folder / f"{i}.jpg")
             Image.fromarray(photograph(height, width)[:, :, 0] // 128 * 255).save(masks / f"{i}.png")
             writer.write({"__key__": str(i), "jpg": (folder / f"{i}.jpg").read_bytes()})
     seen: list[tuple] = []
@@ -260,7 +260,7 @@ def test_draws_change_with_epoch_and_seed_and_repeat_with_them(root: str) -> Non
 
     first, again, later, other = items(0), items(0, buffer=2), items(1), items(0, seed=1)
     assert first.keys() == again.keys() and len(first) == sum(SIZES)
-    for name, item in first.items():  # wherever in the order they come
+    for name, item in first.items():  # in whatever order they come
         assert torch.equal(item["image"], again[name]["image"])
         assert torch.equal(item["mask"], again[name]["mask"])
         assert not torch.equal(item["mask"], later[name]["mask"])
@@ -270,7 +270,7 @@ def test_draws_change_with_epoch_and_seed_and_repeat_with_them(root: str) -> Non
     assert len(masks) == len(first)
 
 
-def test_every_epoch_shows_each_picture_once_in_an_order_of_its_own(root: str) -> None:
+def test_every_epoch_has_each_image_once_in_an_order_of_its_own(root: str) -> None:
     loader = shard_loader(root, 4, 16, num_workers=0, buffer=5)
     assert len(loader) == 6
     orders = [names_of(loader, epoch) for epoch in range(3)]
@@ -280,7 +280,7 @@ def test_every_epoch_shows_each_picture_once_in_an_order_of_its_own(root: str) -
     assert names_of(shard_loader(root, 4, 16, num_workers=0, buffer=5, seed=1), 1) != orders[1]
 
 
-def test_pictures_are_mixed_a_buffer_at_a_time_each_time_anew(root: str, tmp_path: Path) -> None:
+def test_each_block_of_a_buffer_is_shuffled_anew_in_every_epoch(root: str, tmp_path: Path) -> None:
     loader = shard_loader(str(tmp_path / "000.tar"), 4, 16, num_workers=0, buffer=2)
     patterns = set()
     for epoch in range(12):
@@ -292,7 +292,7 @@ def test_pictures_are_mixed_a_buffer_at_a_time_each_time_anew(root: str, tmp_pat
 
 
 @pytest.mark.parametrize("num_processes", [2, 3, 5])
-def test_processes_share_the_pictures_equally_and_leave_out_the_remainder(
+def test_processes_share_the_images_equally_and_leave_out_the_remainder(
     root: str, num_processes: int
 ) -> None:
     left_out = set()
@@ -318,7 +318,7 @@ def test_a_subset_is_the_same_in_every_epoch(root: str) -> None:
 
 @pytest.mark.parametrize("buffer", [3, 1000])
 @pytest.mark.parametrize(("rank", "num_processes"), [(0, 1), (1, 2)])
-def test_an_epoch_resumes_with_exactly_what_was_to_come(
+def test_a_resumed_epoch_yields_exactly_the_remaining_images(
     root: str, rank: int, num_processes: int, buffer: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = {"rank": rank, "num_processes": num_processes, "buffer": buffer}
@@ -330,12 +330,12 @@ def test_an_epoch_resumes_with_exactly_what_was_to_come(
         decoded.clear()
         loader = shard_loader(root, 2, 16, num_workers=0, **settings)
         assert names_of(loader, 1, done * num_processes) == whole[done:]
-        assert len(decoded) == len(whole) - done  # what was seen is passed over unread
+        assert len(decoded) == len(whole) - done  # images that were seen are not decoded again
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")  # fewer processors
 @pytest.mark.parametrize("num_workers", [2, 3])
-def test_workers_show_what_one_process_shows_and_resume_in_the_same_batches(
+def test_workers_yield_the_images_of_one_process_and_resume_in_the_same_batches(
     root: str, num_workers: int
 ) -> None:
     loader = shard_loader(root, 4, 16, num_workers=num_workers, buffer=3)
@@ -353,10 +353,10 @@ def test_workers_show_what_one_process_shows_and_resume_in_the_same_batches(
             assert torch.equal(batch["mask"], expected["mask"])
 
 
-def test_the_next_picture_stands_in_for_an_unreadable_one(
+def test_an_unreadable_image_is_replaced_by_the_next_one(
     root: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    replace(str(tmp_path / "001.tar"), picture08=b"not a picture")
+    replace(str(tmp_path / "001.tar"), picture08=b"not an image")
     loader = shard_loader(root, 4, 16, num_workers=0)
     names = names_of(loader)
     warning = capsys.readouterr().err
@@ -376,7 +376,7 @@ def test_the_same_key_in_two_shards_gets_two_masks(root: str, tmp_path: Path) ->
     assert len(masks) == 14
 
 
-def test_a_key_that_comes_twice_is_one_picture(tmp_path: Path) -> None:
+def test_a_repeated_key_is_one_image(tmp_path: Path) -> None:
     path = str(tmp_path / "twice.tar")
     with tarfile.open(path, "w") as tar:
         for name in ("./a.jpg", "./a.jpg", "./a.png", "__meta__/b.png", "._c.png", "./d/e.png"):
@@ -384,11 +384,11 @@ def test_a_key_that_comes_twice_is_one_picture(tmp_path: Path) -> None:
             member = tarfile.TarInfo(name)
             member.size = len(content)
             tar.addfile(member, io.BytesIO(content))
-    assert count_samples([path]) == [2]
+    assert count_images([path]) == [2]
     assert sorted(item["name"] for item in ShardDataset(path, 16)) == ["./a", "./d/e"]
 
 
-def test_folders_are_positioned_by_the_same_call(folder: Path) -> None:
+def test_set_position_works_for_folders_too(folder: Path) -> None:
     loader, _ = get_dataloaders(str(folder), str(folder), 2, 16, num_workers=0)
     whole = names_of(loader, 3)
     assert names_of(loader, 3, 2) == whole[2:]
