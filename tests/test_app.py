@@ -1,4 +1,4 @@
-"""The page: what happens to a picture, what is refused, and all of it once more in a browser."""
+"""The page: uploads, sessions and functions, its server, and all of it once more in a browser."""
 
 import asyncio
 import importlib.util
@@ -55,7 +55,7 @@ def networks() -> Any:
     return app.load_networks(app.parse_args([]))
 
 
-# --- what happens to a picture ---------------------------------------------------------------------------
+# --- uploaded images -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -334,7 +334,7 @@ def test_only_files_of_the_session_that_asks_are_opened(called: Page, tmp_path: 
     assert called.call("show", own, None)[0]["visible"]
     assert called.call("show", theirs, None, session_hash=f"{other.name}tab")[0]["visible"]
     Path(own["path"]).unlink()
-    Path(own["path"]).symlink_to(path)  # as somebody else on the machine might
+    Path(own["path"]).symlink_to(path)  # somebody else on the machine might do this
     assert not called.call("show", own, None)[0]["visible"]
 
 
@@ -445,7 +445,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
             tmp_path_factory.mktemp("profile"),
             executable_path=BROWSER,
             args=QUIET.split(),
-            headless=False,  # of the new kind, by its flag
+            headless=False,  # the new kind, by its flag
             viewport={"width": 800, "height": 900},
         )
         yield context
@@ -526,7 +526,7 @@ def bad_file(kind: str, folder: Path) -> str:
     path = folder / f"{kind}.png"
     if kind == "text":
         path.write_text("no picture")
-    elif kind == "bomb":  # of 900 million pixels in a hundred bytes
+    elif kind == "bomb":  # 900 million pixels in a hundred bytes
         header = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 0, 0, 0, 0)
         chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(bytes(9))), (b"IEND", b"")]
         parts = [len(data).to_bytes(4, "big") + name + data + zlib.crc32(name + data).to_bytes(4, "big")

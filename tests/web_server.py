@@ -84,7 +84,7 @@ FUNCTIONS = {"show": 0, "choose": 1, "fill": 2, "explain": 3}  # by gradio's num
 
 
 class Visitor:
-    """What a browser does with the page, in plain HTTP: it keeps the cookie, uploads, calls and downloads."""
+    """A browser in plain HTTP: it keeps the cookie, uploads, calls the page's functions and downloads."""
 
     def __init__(self, url: str) -> None:
         import httpx

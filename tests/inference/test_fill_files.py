@@ -56,7 +56,10 @@ def test_a_folder_keeps_its_tree_and_formats(
     done = run(inpainter, image_path=tree / "in", mask_path=tree / "masks", save_dir=tree / "out")
     assert {str(each.source.relative) for each in done} == {"a.png", "deep/b.jpg", "deep/c.bmp"}
     for each in done:
-        before, after = ImageFile(tree / "in" / each.source.relative), ImageFile(tree / "out" / each.source.relative)
+        before, after = (
+            ImageFile(tree / "in" / each.source.relative),
+            ImageFile(tree / "out" / each.source.relative),
+        )
         assert before.format == after.format
         assert each.mask.sum() == 200
         if after.format != "JPEG":
@@ -290,7 +293,7 @@ def test_verify_refuses_a_jpeg_whose_blocks_could_not_be_kept(
     inpainter: Inpainter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Image.fromarray(photograph(30, 40)).save(tmp_path / "a.jpg")
-    monkeypatch.setattr(JpegFile, "_encode", lambda *_: None)  # as if the result failed its check
+    monkeypatch.setattr(JpegFile, "_encode", lambda *_: None)  # the result fails its check
     settings = {"image_path": tmp_path / "a.jpg", "box": (2, 2, 5, 5), "save_dir": tmp_path / "out"}
     with pytest.raises(UserError, match="--verify: every pixel of such a JPEG changes a little"):
         run(inpainter, **settings, verify=True)

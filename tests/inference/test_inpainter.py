@@ -28,11 +28,11 @@ def network() -> InpaintingNetwork:
 @pytest.fixture(scope="module")
 def inpainter(network: InpaintingNetwork) -> Inpainter:
     inpainter = Inpainter(network)
-    inpainter.tile = 128  # so that small pictures exercise tiles
+    inpainter.tile = 128  # so that small images exercise tiles
     return inpainter
 
 
-def picture(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+def image_and_mask(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     hole = np.zeros((height, width), bool)
     hole[height // 4 : height // 2 + 1, width // 3 : 2 * width // 3 + 1] = True
     return photograph(height, width), hole
@@ -59,7 +59,7 @@ KINDS: list[Any] = [
 
 @pytest.mark.parametrize("kind", range(len(KINDS)))
 def test_the_result_is_of_the_images_kind_and_equal_outside_the_hole(kind: int, inpainter: Inpainter) -> None:
-    pixels, hole = picture(40, 50)
+    pixels, hole = image_and_mask(40, 50)
     image = KINDS[kind](pixels)
     result = inpainter(image, hole)
     assert type(result) is type(image)
@@ -77,7 +77,7 @@ def test_the_result_is_of_the_images_kind_and_equal_outside_the_hole(kind: int, 
 
 
 def test_all_depths_agree(inpainter: Inpainter) -> None:
-    pixels, hole = picture(48, 40)
+    pixels, hole = image_and_mask(48, 40)
     eight = inpainter(pixels, hole) / 255
     sixteen = inpainter(pixels.astype(np.uint16) * 257, hole) / 65535
     single = inpainter(pixels.astype(np.float32) / 255, hole)
@@ -86,7 +86,7 @@ def test_all_depths_agree(inpainter: Inpainter) -> None:
 
 
 def test_a_small_picture_gets_exactly_what_the_network_gives(network: InpaintingNetwork) -> None:
-    pixels, hole = picture(60, 70)
+    pixels, hole = image_and_mask(60, 70)
     tensor = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
     with torch.no_grad():
         expected = network(tensor, torch.from_numpy(hole)[None, None].float())["output"]
@@ -94,7 +94,7 @@ def test_a_small_picture_gets_exactly_what_the_network_gives(network: Inpainting
 
 
 def test_lists_and_masks_for_all(inpainter: Inpainter) -> None:
-    pixels, hole = picture(30, 40)
+    pixels, hole = image_and_mask(30, 40)
     one = inpainter(pixels, hole)
     for masks in (hole, [hole, hole]):
         both = inpainter([pixels, Image.fromarray(pixels)], masks)
@@ -114,7 +114,7 @@ def test_lists_and_masks_for_all(inpainter: Inpainter) -> None:
         lambda h: torch.from_numpy(h)[None].float(),
         lambda h: Image.fromarray(h),
         lambda h: Image.fromarray(h.astype(np.uint8) * 255).convert("RGB"),
-        lambda h: Image.fromarray(h.astype(np.uint8)).convert("RGB"),  # of 0 and 1
+        lambda h: Image.fromarray(h.astype(np.uint8)).convert("RGB"),  # only 0 and 1
         lambda h: Image.fromarray(h.astype(np.uint16)),
         lambda h: Image.fromarray(h.astype(np.int32) * 65535),
         lambda h: Image.fromarray(h.astype(np.float32)),
@@ -124,7 +124,7 @@ def test_lists_and_masks_for_all(inpainter: Inpainter) -> None:
     ],
 )
 def test_masks_of_every_kind(mask: Any) -> None:
-    hole = picture(20, 30)[1]
+    hole = image_and_mask(20, 30)[1]
     assert np.array_equal(as_mask(mask(hole)), hole)
 
 
@@ -167,7 +167,7 @@ def test_any_size_and_share(size: tuple[int, int], share: float, inpainter: Inpa
 
 @pytest.mark.parametrize("junk", [np.nan, np.inf, 1e9])
 def test_nothing_under_the_hole_is_read_in_tiles_either(junk: float, inpainter: Inpainter) -> None:
-    pixels, hole = picture(200, 300)
+    pixels, hole = image_and_mask(200, 300)
     clean = pixels.astype(np.float32) / 255
     dirty = clean.copy()
     dirty[hole] = junk
@@ -218,9 +218,9 @@ def test_bands_and_tiles_blend_in_both_directions(monkeypatch: pytest.MonkeyPatc
 
 
 def test_tiled_equals_whole_where_the_network_is_its_prefill() -> None:
-    """An untrained network returns its prefill: in tiles that is the same picture, without a seam."""
+    """An untrained network returns its prefill: in tiles that is the same image, without a seam."""
     untrained = InpaintingNetwork(4, bottleneck_depth=1).eval()
-    pixels, hole = picture(400, 480)
+    pixels, hole = image_and_mask(400, 480)
     tiled, whole = Inpainter(untrained), Inpainter(untrained)
     tiled.tile = 128
     assert np.abs(tiled(pixels, hole).astype(int) - whole(pixels, hole)).max() <= 2
@@ -229,7 +229,7 @@ def test_tiled_equals_whole_where_the_network_is_its_prefill() -> None:
 def test_flip_and_passes_change_the_result_and_a_mirrored_picture_gets_a_mirrored_one(
     network: InpaintingNetwork,
 ) -> None:
-    pixels, hole = picture(48, 64)
+    pixels, hole = image_and_mask(48, 64)
     plain = Inpainter(network)(pixels, hole)
     flip = Inpainter(network, flip=True)
     assert not np.array_equal(flip(pixels, hole), plain)
@@ -260,7 +260,7 @@ def test_runs_are_counted_before_they_are_run(network: InpaintingNetwork, boxes:
 def test_out_of_memory_halves_the_tile_and_goes_on(
     network: InpaintingNetwork, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pixels, hole = picture(300, 300)
+    pixels, hole = image_and_mask(300, 300)
     expected = Inpainter(network)
     expected.tile = 128
     scarce = Inpainter(network)

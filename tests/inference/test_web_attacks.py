@@ -1,4 +1,4 @@
-"""The page under attack, in plain HTTP: what is not asked for by the page itself is refused, and it goes on."""
+"""The page under attack, in plain HTTP: only the page's own requests are answered, and it goes on."""
 
 import io
 import json
@@ -31,7 +31,7 @@ def visitor(server: Server) -> Visitor:
 
 @pytest.fixture(scope="module")
 def other(server: Server) -> tuple[Visitor, str, list[str]]:
-    """Somebody else, a picture that they have uploaded, and what the server made of it."""
+    """Somebody else, an image that they have uploaded, and the files that the server made from it."""
     somebody = server.visit()
     picture = somebody.upload(png(photograph(60, 80, seed=5)), "private.png")
     mask = somebody.upload(png(strokes()), "mask.png")
@@ -77,7 +77,7 @@ def file_of(path: Any, **more: Any) -> dict[str, Any]:
 
 
 def raw(server: Server, *pieces: bytes, patience: float = 20, pause: float = 0) -> bytes:
-    """What the server answers to bytes, until it closes the connection or falls silent."""
+    """The server's answer to bytes, until it closes the connection or falls silent."""
     host, port = server.url.removeprefix("http://").split(":")
     answer = b""
     with socket.create_connection((host, int(port)), timeout=patience) as connection:
@@ -287,7 +287,7 @@ def test_links_pipes_and_folders_among_the_uploads_are_not_followed(server: Serv
     (path.parent / "link.png").symlink_to("/etc/hostname")
     os.mkfifo(path.parent / "pipe.png")
     path.unlink()
-    path.symlink_to("/etc/hostname")  # as somebody else on the machine might
+    path.symlink_to("/etc/hostname")  # somebody else on the machine might do this
     for each in (path, path.parent / "link.png", path.parent / "pipe.png", path.parent):
         assert visitor.join("show", [file_of(str(each)), None])[0].status_code == 403
         assert visitor.download(str(each)).status_code == 403
@@ -603,7 +603,7 @@ def test_no_name_of_an_upload_leads_out_of_the_sessions_folder(visitor: Visitor,
     body = PART.replace(b"a.png", name.encode()) + b"content\r\n--x--\r\n"
     headers = {"Content-Type": "multipart/form-data; boundary=x"}
     answer = visitor.http.post("/gradio_api/upload", content=body, headers=headers)
-    if answer.status_code != 400:  # as of no name, which makes it a field
+    if answer.status_code != 400:  # without a name it is a field
         (path,) = answer.json()
         assert Path(path).parents[1] == own and Path(path).resolve() == Path(path)
 
