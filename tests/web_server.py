@@ -1,5 +1,6 @@
 """`app.py` as a process of its own, and a visitor that calls it like a browser."""
 
+import functools
 import importlib.util
 import json
 import os
@@ -14,9 +15,9 @@ from typing import Any
 import pytest
 
 REPOSITORY = Path(__file__).parents[1]
-needs_gradio = pytest.mark.skipif(
-    importlib.util.find_spec("gradio") is None, reason="gradio is not installed (requirements-app.txt)"
-)
+HAS_GRADIO = importlib.util.find_spec("gradio") is not None
+NO_GRADIO = "gradio is not installed (requirements-app.txt)"
+needs_gradio = pytest.mark.skipif(not HAS_GRADIO, reason=NO_GRADIO)
 WATCH = """
 import os, sys
 log = os.open(os.environ["WATCH_LOG"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -60,10 +61,13 @@ class Server:
             stderr=self.errors,
             text=True,
         )
-        assert self.process.stdout is not None
-        self.url = self.process.stdout.readline().strip()
-
         self.visitors: list[Visitor] = []
+
+    @functools.cached_property
+    def url(self) -> str:
+        """The address of the page; waits until it is served."""
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
 
     def visit(self) -> "Visitor":
         self.visitors.append(Visitor(self.url))
@@ -124,7 +128,8 @@ class Visitor:
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One server for all modules, as starting it takes seconds; the last test of `test_app.py` stops it."""
-    pytest.importorskip("gradio", reason="gradio is not installed (requirements-app.txt)")
+    if not HAS_GRADIO:
+        pytest.skip(NO_GRADIO)
     running = Server(
         tmp_path_factory.mktemp("server"), "--allow_host", "inpaint.example", "--max_seconds", "20"
     )
