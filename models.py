@@ -217,21 +217,6 @@ class MaskQueryCrossAttention(nn.Module):
             bias = bias + self.gate(self.pool_keys(structure, factor))
         return bias
 
-    def heatmap(self, attention: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """What share of the hole's attention each key gets: (B, 1, h, w), at the resolution of the keys."""
-        hole = pool(mask.float(), self.scale * self.stride)
-        height, width = hole.shape[-2:]
-        hole = self.split(hole.expand(-1, self.num_heads, -1, -1))  # (B·windows, heads, queries, 1)
-        received = (attention.flatten(0, 1) * hole).sum(dim=2).mean(dim=1).unflatten(0, (mask.shape[0], -1))
-        if self.is_one_window(height, width):
-            received = received.unflatten(2, (-1, ceil_div(width, self.key_block(height, width))))
-        else:
-            rows, columns = ceil_div(height, self.window), ceil_div(width, self.window)
-            size = (rows * self.window + 2 * self.halo, columns * self.window + 2 * self.halo)
-            received = F.fold(received.transpose(1, 2), size, self.window + 2 * self.halo, stride=self.window)
-            received = received[:, :, self.halo :, self.halo :][:, :, :height, :width]
-        return received / received.sum(dim=(1, 2, 3), keepdim=True).clamp_min(1e-12)
-
     def split(self, x: torch.Tensor, *, halo: int = 0, outside: float = 0.0) -> torch.Tensor:
         """Cut (B, heads·d, h, w) into (B·windows, heads, tokens, d), with `outside` beyond the border."""
         if self.is_one_window(*x.shape[-2:]):

@@ -188,16 +188,18 @@ def fill(args: argparse.Namespace) -> int:
 
     names = [field.name for field in dataclasses.fields(FillSettings)]
     settings = FillSettings(**{name: getattr(args, name) for name in names})
-    network, trained, _ = open_network(args.checkpoint, select_device(args.device), "--checkpoint")
-    inpainter = Inpainter(network, max_memory=args.max_memory * 2**30, flip=args.flip, passes=args.passes)
+    trained = open_network(args.checkpoint, select_device(args.device), "--checkpoint")
+    inpainter = Inpainter(
+        trained.network, max_memory=args.max_memory * 2**30, flip=args.flip, passes=args.passes
+    )
     failed = 0
     fill_path = fill_folder if Path(args.image_path).is_dir() else fill_file
-    for job in fill_path(inpainter, settings, tuple(trained["mask_ratio"])):
+    for job in fill_path(inpainter, settings, tuple(trained.settings["mask_ratio"])):
         if job is None:
             failed += 1
         elif job.truth is not None or args.save_attention:
             describe(
-                network,
+                trained.network,
                 job,
                 Path(args.save_dir),
                 checkpoint=str(args.checkpoint),
@@ -263,18 +265,18 @@ def score(args: argparse.Namespace) -> None:
     folder = Path(args.save_dir)
     make_folder(folder, "--save_dir")
     device = select_device(args.device)
-    network, trained, digest = open_network(args.checkpoint, device, "--checkpoint")
+    trained = open_network(args.checkpoint, device, "--checkpoint")
     against = open_network(args.against, device, "--against") if args.against else None
     refuse_outputs(args.test_root, folder / OUTPUTS)
     if args.use_lpips:  # find out before anything is written
         probe = torch.zeros(1, 3, 64, 64)
         lpips_score(probe, probe, args.lpips_weights or None)
     frechet = FrechetDistance(args.fid_weights or None, device) if args.fid else None
-    dataset = open_for_scoring(args, args.image_size or trained["image_size"])
+    dataset = open_for_scoring(args, args.image_size or trained.settings["image_size"])
     masks = f"drawn, {args.mask_ratio[0]:g} to {args.mask_ratio[1]:g} missing"
     protocol = {
         "checkpoint": str(args.checkpoint),
-        "weights_sha256": digest,
+        "weights_sha256": trained.weights_sha256,
         "image_size": dataset.image_size,
         "masks": f"pack, sha256 {dataset.digest}"
         if isinstance(dataset, PackDataset)
@@ -283,7 +285,7 @@ def score(args: argparse.Namespace) -> None:
         "versions": versions(),
     }
     if against is not None:
-        protocol |= {"against": args.against, "against_sha256": against[2]}
+        protocol |= {"against": args.against, "against_sha256": against.weights_sha256}
     settings = ScoreSettings(
         baselines=tuple(name for name in BASELINES if args.biharmonic or name != "biharmonic"),
         use_lpips=args.use_lpips,
@@ -294,7 +296,7 @@ def score(args: argparse.Namespace) -> None:
     )
     loader = Loader(dataset, batch_size=args.batch_size, num_workers=args.num_workers)
     report = score_folder(
-        network, loader, folder, protocol, settings, against[0] if against is not None else None, frechet
+        trained.network, loader, folder, protocol, settings, against.network if against else None, frechet
     )
     print("\n".join(summary_lines(report)))
     print(f"report.md, report.json, metrics.csv and pictures in {folder}")

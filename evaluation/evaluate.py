@@ -1,7 +1,6 @@
 """Score the completions of a folder beside what needs no learning; write pictures and the report."""
 
 import contextlib
-import os
 import platform
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from evaluation.paper_metrics import FrechetDistance
 from evaluation.report import Scored, make_report, signed, to_csv, to_markdown
 from imaging.files import SAMPLE, list_root
 from inference.checkpoints import Network
-from inference.fill_files import REPORT_FILES, Job, read_named
+from inference.fill_files import REPORT_FILES, Job, is_below, open_image
 from inference.tiling import to_tensor
 from inference.visualize import attention_heatmaps, comparison_grid, heatmap_grid, small_copy, viridis
 from metrics import MetricsCalculator, all_metrics
@@ -251,7 +250,7 @@ def describe(
     """
     from torchvision.utils import save_image  # slow to import
 
-    filled, missing, truth = read_named(job.target_file, "--save_dir").colors(), job.missing, job.truth
+    filled, missing, truth = open_image(job.target_path, "--save_dir").colors(), job.mask, job.truth
     device = network.device
     if truth is not None:
         calculator = MetricsCalculator(use_lpips=use_lpips, lpips_weights=lpips_weights)
@@ -264,7 +263,7 @@ def describe(
     target = image if truth is None else small_copy(truth, missing)[0].to(device)
     outputs = network(image, mask, return_attention=save_attention)
     if save_attention and isinstance(network, InpaintingNetwork):
-        name = job.relative.with_suffix("").as_posix()
+        name = job.source.relative.with_suffix("").as_posix()
         draw_attention(network, image, mask, outputs, name, folder / "attention")
     if truth is not None:
         save_image(comparison_grid(target, mask, outputs), folder / REPORT_FILES[1])
@@ -272,8 +271,5 @@ def describe(
 
 def refuse_outputs(root: str, folder: Path) -> None:
     """Raise a `UserError` if completions written to `folder` could overwrite images of `root`."""
-    real = Path(os.path.realpath(folder))
-    if root != SAMPLE and any(
-        real in Path(os.path.realpath(path)).parents for path in list_root(root, False, "--test_root")[0]
-    ):
+    if root != SAMPLE and any(is_below(path, folder) for path in list_root(root, False, "--test_root")[0]):
         raise UserError(f"--save_dir: completions would be written among images of --test_root, in {folder}")

@@ -306,7 +306,8 @@ def refuse_large(data: bytes, form: str, max_megapixels: float) -> None:
             width, height = image.size
     if width * height > max_megapixels * 1e6:
         count = width * height / 1e6
-        raise UserError(f"has {count:,.0f} megapixels, more than --max_megapixels {max_megapixels:g}")
+        limit = f"the limit of {max_megapixels:g} (--max_megapixels)"
+        raise UserError(f"has {count:,.0f} megapixels, more than {limit}")
 
 
 def refuse_jpeg(data: bytes) -> None:

@@ -146,7 +146,7 @@ def verify_converted(original: Path, written: Path, changed: np.ndarray, name: P
     different = (pixels != decoded).any(axis=2) & ~changed
     if different.any():
         raise UserError(f"--verify: {int(different.sum()):,} pixels outside the hole differ: {name}")
-    return "the others are identical (read by OpenCV)"
+    return "every other pixel is identical (read by OpenCV)"
 
 
 def verify(
@@ -183,7 +183,7 @@ def verify(
         if differing:
             raise UserError(f"--verify: another {', '.join(differing)}: {name}")
     changed = stored(missing, before.orientation) if kept is None else ~kept
-    what = "the others are identical" if kept is None else "all blocks outside the hole are identical"
+    what = "every other pixel is identical" if kept is None else "all blocks outside the hole are identical"
     if converted:
         if after.orientation != before.orientation:
             raise UserError(f"--verify: another orientation: {name}")

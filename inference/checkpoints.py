@@ -1,6 +1,7 @@
-"""Checkpoint files: read, written, and opened as a network."""
+"""Reads and writes checkpoint files, and opens them as networks."""
 
 import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,24 @@ from inference.onnx_network import OnnxNetwork
 from models import InpaintingNetwork
 from utils import UserError, atomic_path, load_tensors
 
+WEIGHTS = Path(__file__).parents[1] / "weights"  # the bundled checkpoints
 CHECKPOINT_FORMAT = "msse-inpainting-1"
+
+Network = InpaintingNetwork | OnnxNetwork
+
+
+@dataclass(frozen=True)
+class TrainedNetwork:
+    """A network with what is known of its training.
+
+    Attributes:
+        settings: fields of `Config` by name; an ONNX file holds `image_size` and `mask_ratio` alone.
+        weights_sha256: digest of the averaged weights in the checkpoint, which an ONNX file was made from.
+    """
+
+    network: Network
+    settings: dict[str, Any]
+    weights_sha256: str
 
 
 def save_checkpoint(state: dict[str, Any], path: Path) -> None:
@@ -35,7 +53,7 @@ def load_checkpoint(path: Path, flag: str) -> dict[str, Any]:
 
 
 def weights_digest(weights: dict[str, torch.Tensor]) -> str:
-    """SHA-256 of names, types, shapes and values of tensors, whatever their order."""
+    """SHA-256 of the names, types, shapes and values of tensors, in whatever order they are."""
     digest = hashlib.sha256()
     for name, value in sorted(weights.items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
@@ -43,14 +61,8 @@ def weights_digest(weights: dict[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-WEIGHTS = Path(__file__).parents[1] / "weights"  # those that come with the project
-
-
-Network = InpaintingNetwork | OnnxNetwork
-
-
 def find_weights(name: str | Path | None) -> Path:
-    """The file of a checkpoint: a path, or the name of one that comes with the project; None is `default`."""
+    """The file of a checkpoint, given its path or the name of a bundled one; None is `default`."""
     bundled = {path.stem: path for path in WEIGHTS.glob("*.pth")}
     path = Path(name) if name else Path("default")
     return path if path.is_file() else bundled.get(str(path), path)
@@ -59,14 +71,13 @@ def find_weights(name: str | Path | None) -> Path:
 def load_network(
     name: str | Path | None, device: torch.device, flag: str = "--checkpoint"
 ) -> tuple[InpaintingNetwork, dict[str, Any]]:
-    """The averaged weights of a checkpoint, in the architecture that it names, and all that it holds.
+    """The network of a checkpoint, with its averaged weights, and the checkpoint's content.
 
     Args:
-        name: as of `find_weights`.
-        flag: what errors call it.
+        name: see `find_weights`.
 
     Raises:
-        UserError: if the file is missing, damaged, or another program's.
+        UserError: naming `flag`, if the file is missing, damaged, or another program's.
     """
     path = find_weights(name)
     state = load_checkpoint(path, flag)
@@ -74,7 +85,7 @@ def load_network(
 
 
 def network_of(state: dict[str, Any], path: Path, flag: str, device: torch.device) -> InpaintingNetwork:
-    """The averaged weights of what a checkpoint holds, in its architecture, ready to complete.
+    """The network of a checkpoint's content, with its averaged weights, in evaluation mode.
 
     Raises:
         UserError: naming `flag` and `path`, if they are damaged, or of another version of this project.
@@ -95,17 +106,17 @@ def network_of(state: dict[str, Any], path: Path, flag: str, device: torch.devic
     return network.to(device).to(memory_format=torch.channels_last).eval()
 
 
-def open_network(name: str, device: torch.device, flag: str) -> tuple[Network, dict[str, Any], str]:
-    """The network of a checkpoint or of an ONNX file, the settings that it was trained with, and its digest.
+def open_network(name: str, device: torch.device, flag: str) -> TrainedNetwork:
+    """Open a checkpoint or an ONNX file of `export.py`.
 
-    The digest is the SHA-256 of the averaged weights as the checkpoint holds them, which an exported network
-    was made from.
+    Args:
+        name: the path of an ONNX file, or a checkpoint (see `find_weights`).
 
     Raises:
         UserError: naming `flag`, if the file cannot be read.
     """
     if name.endswith(".onnx"):
         exported = OnnxNetwork(Path(name), flag)
-        return exported, exported.trained, exported.metadata["weights_sha256"]
+        return TrainedNetwork(exported, exported.settings, exported.metadata["weights_sha256"])
     network, state = load_network(name, device, flag)
-    return network, state["config"], state.get("sha256") or weights_digest(state["ema"])
+    return TrainedNetwork(network, state["config"], state.get("sha256") or weights_digest(state["ema"]))

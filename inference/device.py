@@ -1,4 +1,4 @@
-"""The device that computes, and arithmetic that repeats on it."""
+"""Selects the device of the computation, and makes its results repeatable."""
 
 import random
 from typing import Any
@@ -19,10 +19,14 @@ def seed_everything(seed: int) -> None:
 
 
 def select_device(name: str) -> torch.device:
-    """`auto` is CUDA, else MPS, else CPU; any other name is taken at its word, or refused if it is absent."""
+    """The device of this name; `auto` is CUDA, else MPS, else CPU.
+
+    Raises:
+        UserError: if there is no such device.
+    """
     present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        return torch.device(next(kind for kind, available in present.items() if available))
+        return torch.device(next(device for device, available in present.items() if available))
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -33,8 +37,10 @@ def select_device(name: str) -> torch.device:
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether a device multiplies in bfloat16; of others, torch computes as if, and slowly."""
+    """Whether a device multiplies in bfloat16; on others torch emulates it, slowly."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # of torch 2.11 and later
-    return device.type == "cpu" and any(capabilities.get(f"{kind}bf16") for kind in ("avx512_", "amx_", ""))
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # since torch 2.11
+    return device.type == "cpu" and any(
+        capabilities.get(f"{prefix}bf16") for prefix in ("avx512_", "amx_", "")
+    )

@@ -1,4 +1,4 @@
-"""Fill any hole in any picture: what surrounds each hole is completed, in tiles where it is large."""
+"""Fill any hole in any image, with its context alone, and in tiles where it is large."""
 
 import functools
 import math
@@ -14,30 +14,31 @@ from PIL import Image
 from imaging.mask_file import binarise, colors_of
 from inference.checkpoints import Network, load_network
 from inference.device import select_device
-from inference.tiling import OVERLAP, WHOLE, Region, crops, enlarge, halve, tiles, to_tensor, to_unit
+from inference.tiling import OVERLAP, WHOLE, Region, bands, crops, enlarge, halve, to_tensor, to_unit
 
-SMALLEST_TILE = 128  # pixels a side
-BASE_BYTES = 400 * 2**20  # what a process takes that has loaded torch and a network
-BYTES_PER_PIXEL = 4300  # of a tile, while the network completes it
+SMALLEST_TILE = 128  # pixels per side
+BASE_BYTES = 400 * 2**20  # memory of a process that has loaded torch and a network
+BYTES_PER_PIXEL = 4300  # memory to complete a tile
 
 
 class Inpainter:
-    """Fills holes in pictures of any size; every pixel outside the hole comes back as it was.
+    """Fills holes in images of any size; every pixel outside the hole comes back as it was.
 
-    A picture of up to `WHOLE` pixels a side gets exactly what the network gives. In a larger one, holes
+    An image of up to `WHOLE` pixels per side gets exactly the network's completion. In a larger one, holes
     are grouped, and each group is completed in a crop; a crop that is still larger is completed at half its
-    size first, which is what the network does inside itself, one level further up: the enlarged completion
-    is the prefill of overlapping tiles. Time and memory follow the hole, not the picture.
+    size first, as the network does inside itself: the enlarged completion is the prefill of overlapping
+    tiles. Time and memory depend on the size of the hole, not of the image.
 
     Args:
         network: in evaluation mode, on its device; or one that was exported to ONNX.
-        max_memory: bytes that the process should stay below, the picture's own not counted; it sets the
-            tile's side. Where memory runs out all the same, the tile is halved.
-        flip: average with the completion of the mirrored picture; twice the time.
+        max_memory: bytes that the process should stay below, the image's own not counted; it sets `tile`.
+            Where memory runs out all the same, the region being filled is done in tiles of half that side.
+        flip: average with the completion of the mirrored image; twice the time.
         passes: completions over the previous one's result; each costs the time of one.
 
     Attributes:
-        after_run: if set, called after each of the runs that `count_runs` counts, as progress bars want it.
+        tile: side of the tiles, in pixels.
+        after_run: called after each of the runs that `count_runs` counts, for a progress bar.
     """
 
     after_run: Callable[[], None] | None = None
@@ -61,7 +62,10 @@ class Inpainter:
     def from_checkpoint(
         cls, path: str | Path | None = None, device: str = "auto", **settings: Any
     ) -> "Inpainter":
-        """The network of a checkpoint file, or the one that comes with the project; `settings` as above.
+        """An inpainter with the network of a checkpoint file, or the bundled one.
+
+        Args:
+            settings: other arguments of `Inpainter`.
 
         Raises:
             UserError: if the file is missing, damaged, or another program's.
@@ -70,17 +74,18 @@ class Inpainter:
         return cls(network, **settings)
 
     def __call__(self, image: Any, mask: Any) -> Any:
-        """Fill the hole; the result is of the image's kind, size and type, and shares no memory with it.
+        """Fill the hole; the result has the image's class, size and type, and shares no memory with it.
 
         Args:
-            image: a PIL picture; an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4; the last is alpha and
+            image: a PIL image; an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4; the last is alpha and
                 stays) of uint8, uint16 or float in [0, 1]; a tensor (3, H, W) or (B, 3, H, W), uint8 or float
                 in [0, 1]; or a list of such.
-            mask: of the same height and width; nonzero is missing in arrays and tensors of bool or with no
-                value above 1, from half of the range up in the others. A list, or one for all.
+            mask: a PIL image, array or tensor of the same height and width. Nonzero is missing in arrays and
+                tensors of bool or with no value above 1, from half of the range up in the others. A list, or
+                one for all.
 
         Raises:
-            ValueError: naming the shape or type that it cannot take.
+            ValueError: naming the shape or type that cannot be filled.
         """
         if isinstance(image, list | tuple):
             masks = mask if isinstance(mask, list | tuple) else [mask] * len(image)
@@ -88,21 +93,21 @@ class Inpainter:
                 raise ValueError(f"{len(image)} images but {len(masks)} masks")
             return [self(*pair) for pair in zip(image, masks, strict=True)]
         if isinstance(image, Image.Image):
-            return self._fill_picture(image, mask)
+            return self._fill_pil(image, mask)
         if isinstance(image, torch.Tensor):
             return self._fill_tensor(image, mask)
         if isinstance(image, np.ndarray):
-            return self.fill(image, as_hole(mask))
-        raise ValueError(f"image must be a PIL picture, an array or a tensor, got {type(image).__name__}")
+            return self.fill_array(image, as_mask(mask))
+        raise ValueError(f"image must be a PIL image, an array or a tensor, got {type(image).__name__}")
 
-    def _fill_picture(self, image: Image.Image, mask: Any) -> Image.Image:
+    def _fill_pil(self, image: Image.Image, mask: Any) -> Image.Image:
         if image.mode not in ("L", "LA", "RGB", "RGBA", "I;16"):
-            return self._fill_picture(image.convert("RGBA" if image.has_transparency_data else "RGB"), mask)
-        pixels = np.array(image)
+            return self._fill_pil(image.convert("RGBA" if image.has_transparency_data else "RGB"), mask)
+        array = np.array(image)
         if image.mode == "LA":
-            filled = np.dstack([self.fill(pixels[:, :, 0], as_hole(mask)), pixels[:, :, 1]])
+            filled = np.dstack([self.fill_array(array[:, :, 0], as_mask(mask)), array[:, :, 1]])
         else:
-            filled = self.fill(pixels, as_hole(mask))
+            filled = self.fill_array(array, as_mask(mask))
         if image.mode == "I;16":
             result = Image.frombytes("I;16", image.size, filled.astype("<u2").tobytes())
         else:
@@ -120,118 +125,114 @@ class Inpainter:
             return torch.stack(filled) if filled else image.clone()
         if image.ndim != 3 or image.shape[0] not in (1, 3):
             raise ValueError(f"a tensor must be (3, H, W) or (B, 3, H, W), got {tuple(image.shape)}")
-        pixels = image.detach().permute(1, 2, 0).cpu()
-        if pixels.is_floating_point():
-            pixels = pixels.float()
-        hole = as_hole(mask)
-        result = torch.from_numpy(self.fill(pixels.numpy(), hole)).permute(2, 0, 1)
+        array = image.detach().permute(1, 2, 0).cpu()
+        if array.is_floating_point():
+            array = array.float()
+        missing = as_mask(mask)
+        result = torch.from_numpy(self.fill_array(array.numpy(), missing)).permute(2, 0, 1)
         result = result.to(image.device, image.dtype)
-        return torch.where(torch.from_numpy(hole).to(image.device), result, image)
+        return torch.where(torch.from_numpy(missing).to(image.device), result, image)
 
-    def fill(self, pixels: np.ndarray, hole: np.ndarray) -> np.ndarray:
-        """Fill `hole` (H, W) bool of `pixels` (H, W), (H, W, 1), (H, W, 3) or (H, W, 4); see `__call__`."""
-        if pixels.dtype not in (np.uint8, np.uint16, np.float32, np.float64, np.float16):
-            raise ValueError(f"pixels must be uint8, uint16 or float, got {pixels.dtype}")
-        if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (1, 3, 4)):
-            raise ValueError(f"pixels must be (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), got {pixels.shape}")
-        if hole.shape != pixels.shape[:2]:
-            raise ValueError(f"the mask is {hole.shape}, but the image is {pixels.shape[:2]}")
-        if pixels.dtype.kind == "f":
-            known = pixels[~hole]
+    def fill_array(self, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """Fill an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4); mask (H, W) bool; see `__call__`."""
+        if image.dtype not in (np.uint8, np.uint16, np.float32, np.float64, np.float16):
+            raise ValueError(f"an image must be uint8, uint16 or float, got {image.dtype}")
+        if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3, 4)):
+            raise ValueError(f"an image must be (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), got {image.shape}")
+        if mask.shape != image.shape[:2]:
+            raise ValueError(f"the mask is {mask.shape}, but the image is {image.shape[:2]}")
+        if image.dtype.kind == "f":
+            known = image[~mask]
             if known.size and not (known.min() >= 0 and known.max() <= 1):  # also catches NaN
-                raise ValueError("float pixels must be in [0, 1] outside the hole")
-        filled = pixels.copy()
+                raise ValueError("a float image must be in [0, 1] outside the hole")
+        filled = image.copy()
         color = filled[:, :, None] if filled.ndim == 2 else filled[:, :, :3]
-        for region in self.regions(hole):
-            color[region] = self.complete(color[region], hole[region])
+        for region in self.regions(mask):
+            color[region] = self.fill_region(color[region], mask[region])
         return filled
 
-    def regions(self, hole: np.ndarray) -> list[Region]:
-        """The parts of a picture that `complete` takes one by one to fill its hole (H, W) bool."""
-        return crops(hole, self.tile)
+    def regions(self, mask: np.ndarray) -> list[Region]:
+        """The parts of an image that `fill_region` takes one by one to fill a mask (H, W) bool."""
+        return crops(mask, self.tile)
 
     @torch.inference_mode()
-    def complete(self, pixels: np.ndarray, hole: np.ndarray) -> np.ndarray:
-        """A copy of one of `regions`, (h, w, 1 or 3) as of `__call__`, with its hole (h, w) bool filled."""
-        filled = np.ascontiguousarray(pixels).copy()
-        filled[hole] = 0  # NaN would survive even a weight of 0 in the blending
-        self._complete(filled, hole)
-        return filled
-
-    def _complete(self, pixels: np.ndarray, hole: np.ndarray) -> None:
-        """Fill the hole of `pixels` (H, W, 1 or 3) in place, at half its size first if it is large."""
-        while hole.any():
+    def fill_region(self, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """A copy of one of the `regions` of an image, (h, w, 1 or 3), filled under its mask (h, w) bool."""
+        tile = self.tile
+        while True:
+            filled = np.ascontiguousarray(image).copy()
+            filled[mask] = 0  # NaN would survive even a weight of 0 in the blending
             try:
-                if max(hole.shape) <= self.tile:
-                    self._write(pixels, hole, self._run(pixels, hole))
-                    return
-                below, below_hole = halve(pixels, hole)
-                self._complete(below, below_hole)
-                for rows, fade_in in tiles(np.any(hole, axis=1), self.tile):
-                    band = self._complete_band(pixels, hole, below, rows)
-                    self._write(pixels[rows], hole[rows], band, fade_in)
-                return
+                self._fill_pyramid(filled, mask, tile)
+                return filled
             except (MemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error) or self.tile <= SMALLEST_TILE:
+                if not is_out_of_memory(error) or tile <= SMALLEST_TILE:
                     raise
-            self.tile //= 2
-            print(f"note: out of memory; going on with tiles of {self.tile} pixels", file=sys.stderr)
+            tile //= 2
+            print(f"note: out of memory; going on with tiles of {tile} pixels", file=sys.stderr)
 
-    def _complete_band(
-        self, pixels: np.ndarray, hole: np.ndarray, below: np.ndarray, rows: slice
-    ) -> np.ndarray:
-        """The completion of some rows, (h, W, 3) float32 in [0, 1], from tiles side by side over `below`."""
-        band = np.broadcast_to(to_unit(pixels[rows]), (*hole[rows].shape, 3)).copy()
-        for columns, fade_in in tiles(np.any(hole[rows], axis=0), self.tile):
-            region = rows, columns
-            if hole[region].any():
-                completed = self._run(pixels[region], hole[region], enlarge(below, region))
-                weight = fade_in[:, None]
-                band[:, columns] = weight * completed + (1 - weight) * band[:, columns]
-        return band
+    def _fill_pyramid(self, image: np.ndarray, mask: np.ndarray, tile: int) -> None:
+        """Fill an image (H, W, 1 or 3) in place: in one piece, or over the completion of its half size."""
+        if not mask.any():
+            return
+        if max(mask.shape) <= tile:
+            write_completion(image, mask, self._complete(image, mask))
+            return
+        half, half_mask = halve(image, mask)
+        self._fill_pyramid(half, half_mask, tile)
+        for (rows, row_weights), columns in bands(mask, tile):
+            band = np.broadcast_to(to_unit(image[rows]), (*mask[rows].shape, 3)).copy()
+            for span, weights in columns:
+                region = rows, span
+                completion = self._complete(image[region], mask[region], enlarge(half, region))
+                weight = weights[:, None]
+                band[:, span] = weight * completion + (1 - weight) * band[:, span]
+            write_completion(image[rows], mask[rows], band, row_weights)
 
-    def _run(self, pixels: np.ndarray, hole: np.ndarray, prefill: np.ndarray | None = None) -> np.ndarray:
+    def _complete(self, image: np.ndarray, mask: np.ndarray, prefill: np.ndarray | None = None) -> np.ndarray:
         """The network's completion, (H, W, 3) float32 in [0, 1], over its own prefill or the one given."""
-        image = to_tensor(pixels).to(self.device).expand(-1, 3, -1, -1)
-        mask = torch.from_numpy(hole.astype(np.float32))[None, None].to(self.device)
-        image = image.masked_fill(mask > 0, 0)
+        x = to_tensor(image).to(self.device).expand(-1, 3, -1, -1)
+        m = torch.from_numpy(mask.astype(np.float32))[None, None].to(self.device)
+        x = x.masked_fill(m > 0, 0)
         guess = None if prefill is None else to_tensor(prefill).to(self.device).expand(-1, 3, -1, -1)
-        refined = self._passes(image, mask, guess)
+        refined = self._run_passes(x, m, guess)
         if self.flip:
-            flipped = self._passes(image.flip(3), mask.flip(3), None if guess is None else guess.flip(3))
-            refined = (refined + flipped.flip(3)) / 2
+            mirrored = self._run_passes(x.flip(3), m.flip(3), None if guess is None else guess.flip(3))
+            refined = (refined + mirrored.flip(3)) / 2
         if self.after_run is not None:
             self.after_run()
         return refined[0].permute(1, 2, 0).cpu().numpy()
 
-    def _passes(self, image: torch.Tensor, mask: torch.Tensor, prefill: torch.Tensor | None) -> torch.Tensor:
-        def over(guess: torch.Tensor) -> torch.Tensor:
+    def _run_passes(
+        self, image: torch.Tensor, mask: torch.Tensor, prefill: torch.Tensor | None
+    ) -> torch.Tensor:
+        def complete_over(guess: torch.Tensor) -> torch.Tensor:
             guess = torch.where(mask > 0, guess, image)
             return self.network.complete_over(guess, image, mask)["refined"].clamp(0, 1)
 
-        refined = self.network(image, mask)["output"] if prefill is None else over(prefill)
+        refined = self.network(image, mask)["output"] if prefill is None else complete_over(prefill)
         for _ in range(self.passes - 1):
-            refined = over(refined)
+            refined = complete_over(refined)
         return refined
 
-    @staticmethod
-    def _write(
-        pixels: np.ndarray, hole: np.ndarray, completed: np.ndarray, fade_in: np.ndarray | None = None
-    ) -> None:
-        """Put `completed` (H, W, 3) into the hole of `pixels`, rows weighted (H,) against what is there."""
-        values = completed[hole]
-        if pixels.shape[2] == 1:
-            values = values.mean(axis=1, keepdims=True)
-        if pixels.dtype.kind == "u":
-            values = values * np.iinfo(pixels.dtype).max
-        if fade_in is not None:
-            weight = np.broadcast_to(fade_in[:, None], hole.shape)[hole][:, None]
-            values = weight * values + (1 - weight) * pixels[hole]
-        pixels[hole] = values if pixels.dtype.kind == "f" else np.rint(values)
+
+def write_completion(
+    image: np.ndarray, mask: np.ndarray, completion: np.ndarray, row_weights: np.ndarray | None = None
+) -> None:
+    """Write a completion (H, W, 3) into the hole of an image, weighted by row (H,) against its values."""
+    values = completion[mask]
+    if image.shape[2] == 1:
+        values = values.mean(axis=1, keepdims=True)
+    if image.dtype.kind == "u":
+        values = values * np.iinfo(image.dtype).max
+    if row_weights is not None:
+        weight = np.broadcast_to(row_weights[:, None], mask.shape)[mask][:, None]
+        values = weight * values + (1 - weight) * image[mask]
+    image[mask] = values if image.dtype.kind == "f" else np.rint(values)
 
 
 def inpaint(image: Any, mask: Any) -> Any:
-    """Fill the hole with the network that comes with the project, called like `cv2.inpaint`."""
+    """Fill the hole with the bundled network, called like `cv2.inpaint`."""
     return _bundled()(image, mask)
 
 
@@ -240,13 +241,13 @@ def _bundled() -> Inpainter:
     return Inpainter.from_checkpoint()
 
 
-def as_hole(mask: Any) -> np.ndarray:
-    """(H, W) bool, True = missing, of a PIL picture, an array or a tensor; see `Inpainter.__call__`.
+def as_mask(mask: Any) -> np.ndarray:
+    """Convert a PIL image, an array or a tensor to a mask (H, W) bool, 1 = missing; see `Inpainter`.
 
-    A PIL picture is read as a mask file is: `binarise`.
+    A PIL image is read like a mask file, by `binarise`.
 
     Raises:
-        ValueError: naming the shape or type that it cannot take.
+        ValueError: naming the shape or type that is no mask.
     """
     if isinstance(mask, Image.Image):
         return binarise(*colors_of(mask))[0]
@@ -254,11 +255,11 @@ def as_hole(mask: Any) -> np.ndarray:
         mask = mask.detach().cpu().numpy()
         mask = mask[0] if mask.ndim == 3 and mask.shape[0] == 1 else mask
     if not isinstance(mask, np.ndarray):
-        raise ValueError(f"mask must be a PIL picture, an array or a tensor, got {type(mask).__name__}")
+        raise ValueError(f"mask must be a PIL image, an array or a tensor, got {type(mask).__name__}")
     if mask.ndim == 3 and mask.shape[2] == 1:
         mask = mask[:, :, 0]
     if mask.ndim != 2:
-        raise ValueError(f"mask must be (H, W), (H, W, 1) or, of a tensor, (1, H, W), got {mask.shape}")
+        raise ValueError(f"mask must be (H, W), (H, W, 1) or, as a tensor, (1, H, W), got {mask.shape}")
     if mask.dtype == bool:
         return mask
     if mask.dtype.kind not in "uif" or (mask.dtype.kind == "f" and not np.isfinite(mask).all()):

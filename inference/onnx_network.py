@@ -1,4 +1,4 @@
-"""Runs a network that `export.py` wrote as an ONNX file, on the CPU, with onnxruntime."""
+"""Runs an ONNX file of `export.py` on the CPU, with onnxruntime."""
 
 import json
 from pathlib import Path
@@ -10,17 +10,20 @@ import torch
 from config import with_current_names
 from utils import UserError
 
-FORMAT = "msse-inpainting-export-1"  # what the metadata of a file that `export.py` wrote begins with
+FORMAT = "msse-inpainting-export-1"  # `format` in the metadata of an exported network
 
 
 class OnnxNetwork:
-    """A network in an ONNX file, called like `InpaintingNetwork`; it returns `output` alone.
+    """A network in an ONNX file, called like `InpaintingNetwork`, that returns `output` alone.
+
+    Attributes:
+        settings: `image_size` and `mask_ratio` of the network's training.
 
     Shapes:
         image (B, 3, H, W) in [0, 1], any value under the hole; mask (B, 1, H, W), 1 = missing.
 
     Raises:
-        UserError: naming `flag`, if onnxruntime is missing, or the file is, or is not one of `export.py`.
+        UserError: naming `flag`, if onnxruntime or the file is missing, or `export.py` did not write it.
     """
 
     def __init__(self, path: Path, flag: str = "--checkpoint") -> None:
@@ -33,10 +36,10 @@ class OnnxNetwork:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.add_session_config_entry("session.set_denormal_as_zero", "1")
-        options.log_severity_level = 4  # what is wrong is raised
+        options.log_severity_level = 4  # errors are raised, not logged
         try:
             self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # its errors share no other base
+        except Exception as error:  # onnxruntime's errors share no other base
             if type(error).__module__.startswith("onnxruntime"):
                 reason = str(error).splitlines()[0][:120]
                 raise UserError(f"{flag}: not a readable ONNX file: {path} ({reason})") from None
@@ -44,7 +47,7 @@ class OnnxNetwork:
         self.metadata = dict(self.session.get_modelmeta().custom_metadata_map)
         if self.metadata.get("format") != FORMAT:
             raise UserError(f"{flag}: not written by this version's export.py: {path}")
-        self.trained = with_current_names(json.loads(self.metadata["trained"]))  # image_size and mask_ratio
+        self.settings = with_current_names(json.loads(self.metadata["trained"]))
         self.device = torch.device("cpu")
 
     def __call__(
@@ -57,7 +60,7 @@ class OnnxNetwork:
     def complete_over(
         self, prefill: torch.Tensor, image: torch.Tensor, mask: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """Complete the hole over a guess (B, 3, H, W) of the whole instead of over smaller copies."""
+        """Complete the hole over a prefill (B, 3, H, W) instead of over the completion of smaller copies."""
         return {"refined": self._run(image=image, mask=mask, prefill=prefill)}
 
     def _run(self, **inputs: torch.Tensor) -> torch.Tensor:

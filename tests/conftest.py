@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from web_server import server  # noqa: F401 (a fixture)
 
 from imaging.formats.png import write_chunks
 

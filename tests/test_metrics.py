@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,8 +10,11 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from metrics import (
     MAX_PSNR,
     MetricsCalculator,
+    boundary_band,
     boundary_psnr,
+    dilate,
     l1,
+    load_trunk,
     lpips_score,
     mean_interval,
     psnr,
@@ -237,3 +241,36 @@ def test_l1_and_boundary_psnr_by_hand_in_float64() -> None:
     rim[10:25, 13:31] = False  # further than 5 pixels from the known
     expected = -10 * np.log10(np.square(difference[rim]).mean())
     assert boundary_psnr(pred, target, mask, 5).item() == pytest.approx(expected, abs=1e-10)
+
+
+def test_the_band_holds_both_sides_of_the_edge_and_nothing_else() -> None:
+    mask = torch.zeros(1, 1, 20, 20)
+    mask[..., 10:] = 1
+    band = boundary_band(mask, 3)[0, 0]
+    assert torch.equal(band[0].nonzero().flatten(), torch.arange(7, 13))
+    assert torch.equal(dilate(mask, 3)[0, 0, 0].nonzero().flatten(), torch.arange(7, 20))
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_an_empty_or_full_hole_has_no_band(value: float) -> None:
+    assert boundary_band(torch.full((1, 1, 9, 9), value), 5).sum() == 0
+
+
+def test_a_trunk_is_refused_if_it_is_missing_or_of_another_network(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--vgg_weights: no such file"):
+        load_trunk("vgg16", str(tmp_path / "none.pth"), "--vgg_weights")
+    torch.save({"features.0.weight": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(UserError, match=r"does not hold the features\.\* layers of vgg16"):
+        load_trunk("vgg16", str(tmp_path / "other.pth"), "--vgg_weights")
+    (tmp_path / "text.pth").write_text("text")
+    with pytest.raises(UserError, match="not a readable weights file"):
+        load_trunk("vgg16", str(tmp_path / "text.pth"), "--vgg_weights")
+
+
+def test_without_a_network_the_error_says_which_file_to_put_where(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*_: object, **__: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
+    with pytest.raises(UserError, match=r"put alexnet-owt-\w+\.pth into .*checkpoints, or name a file"):
+        load_trunk("alexnet", None, "--lpips_weights")

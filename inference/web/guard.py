@@ -1,4 +1,4 @@
-"""The guard before the page: who may ask, for what and how much, and for which files."""
+"""Guards the page: checks the sender of each request, its size, and the files that it names."""
 
 import asyncio
 import contextlib
@@ -24,7 +24,7 @@ from utils import UserError
 
 COOKIE = "inpaint_{port}"  # browsers send a machine's cookies to all of its ports
 HEADERS = {
-    # nothing comes from, or goes to, another host
+    # nothing is loaded from, or sent to, another host
     "Content-Security-Policy": "default-src 'self' 'unsafe-inline' 'unsafe-eval' blob: data:; "
     "frame-ancestors 'self'; form-action 'self'; base-uri 'self'; object-src 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -34,20 +34,20 @@ HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
 }
 API = "/gradio_api"
-PLAIN_PAGES = ("/theme.css", "/manifest.json", "/favicon.ico")  # the same for everybody
-PLAIN_FOLDERS = ("/assets/", "/static/")
-PLAIN = re.compile(r"(?:/[\w.~@+ -]+)+")  # of their paths
-IMAGES = {
+STATIC_PAGES = ("/theme.css", "/manifest.json", "/favicon.ico")  # the same for everybody
+STATIC_FOLDERS = ("/assets/", "/static/")
+STATIC_PATH = re.compile(r"(?:/[\w.~@+ -]+)+")
+IMAGE_TYPES = {
     ".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp",
     ".gif": "image/gif", ".bmp": "image/bmp", ".avif": "image/avif",
 }  # fmt: skip
-HEAD_SECONDS = 10  # for the head of a request
-PAUSE_SECONDS = 10  # between two pieces of a body
-BODY_SECONDS = 600  # for all of it
-JSON_BYTES = 2**17
-FORM_BYTES = 2**16  # around the files of an upload
-FILES = 4  # in one upload
-DRAINED_BYTES = 2**23  # read of what is refused, so that the client comes to read why
+HEAD_SECONDS = 10  # longest time to send the head of a request
+PAUSE_SECONDS = 10  # longest pause between two pieces of a body
+BODY_SECONDS = 600  # longest time to send a body
+JSON_BYTES = 2**17  # largest call
+FORM_BYTES = 2**16  # largest part of an upload that is not its files
+MAX_FILES = 4  # per upload
+DRAINED_BYTES = 2**23  # read of a refused body, so that the client comes to read the answer
 TAB = re.compile(r"[A-Za-z0-9_-]{1,64}")  # gradio's session hash, one for each open page
 HOST = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([A-Za-z0-9._-]+))(?::(\d{1,5}))?")
 FOREIGN = """<!doctype html><meta charset="utf-8"><title>Inpaint</title>
@@ -56,17 +56,17 @@ RELOAD = "This page was open for too long, or its server was started anew: reloa
 
 
 class Guard:
-    """An ASGI application before gradio's, which passes on only what the page itself asks for.
+    """An ASGI application before gradio's that passes on only the requests of the page itself.
 
     Uploads and downloads are served here, to the session that they belong to; gradio sees neither. Its
     session hashes begin with the name of the session that sent them, so nobody can name another's.
 
     Args:
-        app: gradio's.
-        names: of this machine, in lower case, as a Host header may say them.
-        functions: kinds of the inputs of each of the page's functions, by gradio's number of it.
+        app: gradio's application.
+        names: names of this machine, in lower case, that a Host header may hold.
+        functions: gradio's names of the components that each of the page's functions takes, by its number.
         public: paths of files for everybody: small copies of the examples.
-        max_upload: of a file, in bytes.
+        max_upload: largest file, in bytes.
     """
 
     def __init__(
@@ -99,18 +99,17 @@ class Guard:
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                for name in {each for each in headers if each.startswith("access-control-")}:
+                for name in {name for name in headers if name.startswith("access-control-")}:
                     del headers[name]
                 headers.update(HEADERS)
-                for each in cookies:
-                    headers.append("Set-Cookie", each)
+                for cookie in cookies:
+                    headers.append("Set-Cookie", cookie)
             await send(message)
 
         body = Body(receive, self.max_upload + FORM_BYTES)
         request = Request(scope, body)
         try:
-            cookie = self.check_sender(request)
-            answer = await self.answer(request, cookie, cookies)
+            answer = await self.answer(request, self.check_sender(request), cookies)
         except HTTPException as refused:
             await body.drain()
             foreign = refused.status_code == 403 and scope["path"] == "/"
@@ -133,7 +132,7 @@ class Guard:
         if match is None:
             refuse(400, "A request needs one Host.")
         name = (match[1] or match[2]).lower()
-        address = (request.scope.get("server") or ("", 0))[0]  # that the connection was made to
+        address = (request.scope.get("server") or ("", 0))[0]  # the connection was made to it
         if name not in self.names and name != address.removeprefix("::ffff:"):
             refuse(421, f"This server is not called {name} (--allow_host).")
         own = {f"{scheme}://{hosts[0].lower()}" for scheme in ("http", "https")}
@@ -148,23 +147,27 @@ class Guard:
             refuse(403, "Only the page itself may ask.")
         return COOKIE.format(port=match[3] or 80)
 
-    async def answer(self, request: Request, cookie: str, cookies: list[str]) -> ASGIApp:
-        """What answers a request: gradio, or a response made here; what is not listed is not found."""
+    async def answer(self, request: Request, cookie_name: str, cookies: list[str]) -> ASGIApp:
+        """The application that answers a request, gradio's or a response; other routes are not found.
+
+        Args:
+            cookies: the Set-Cookie headers to answer with; that of a new session is added.
+        """
         scope, path = request.scope, request.scope["path"]
-        scope["headers"] = [  # from which gradio would make the address of the page
+        scope["headers"] = [  # gradio would make the address of the page from the others
             (name, value) for name, value in scope["headers"]
             if not name.startswith((b"x-gradio", b"x-forwarded")) or name == b"x-forwarded-proto"
         ]  # fmt: skip
-        session = self.sessions.find(request.cookies.get(cookie))
+        session = self.sessions.find(request.cookies.get(cookie_name))
         method = "GET" if request.method == "HEAD" else request.method
         if method == "GET" and path == "/":
             scope["query_string"] = b""
             if session is None and request.method == "GET":
                 token = self.sessions.begin()
-                cookies.append(f"{cookie}={token}; Path=/; HttpOnly; SameSite=Strict")
+                cookies.append(f"{cookie_name}={token}; Path=/; HttpOnly; SameSite=Strict")
             return self.app
-        if method == "GET" and (path in PLAIN_PAGES or path.startswith(PLAIN_FOLDERS)):
-            if len(path) > 300 or not PLAIN.fullmatch(path) or ".." in path:
+        if method == "GET" and (path in STATIC_PAGES or path.startswith(STATIC_FOLDERS)):
+            if len(path) > 300 or not STATIC_PATH.fullmatch(path) or ".." in path:
                 refuse(404, "Not found.")
             return self.app
         routes = {
@@ -184,17 +187,19 @@ class Guard:
         return await routes[method, route](request, session)
 
     async def file(self, request: Request, session: Session) -> Response:
-        """A file of this session, to be shown in the page or saved, and never run."""
-        named = request.scope["path"].removeprefix(f"{API}/file=")
+        """Answer with a file of this session, to be shown in the page or saved, and never run."""
+        name = request.scope["path"].removeprefix(f"{API}/file=")
         try:
-            path = Path(named) if named in self.public else session.find(named)
+            path = Path(name) if name in self.public else session.find(name)
         except UserError:
             refuse(403, "Not a file of this session.")
-        kind = IMAGES.get(path.suffix.lower(), "application/octet-stream")
-        return FileResponse(path, media_type=kind, filename=path.name, headers={"Cache-Control": "private"})
+        media_type = IMAGE_TYPES.get(path.suffix.lower(), "application/octet-stream")
+        return FileResponse(
+            path, media_type=media_type, filename=path.name, headers={"Cache-Control": "private"}
+        )
 
     async def progress(self, request: Request, session: Session) -> Response:
-        """What gradio's page waits for, at an end: uploads are quick, or fail."""
+        """Answer that an upload is done, as gradio's page waits for it: uploads are quick, or fail."""
         return PlainTextResponse('data: {"msg": "done"}\n\n', media_type="text/event-stream")
 
     async def upload(self, request: Request, session: Session) -> Response:
@@ -204,17 +209,17 @@ class Guard:
         if stated_length(request) > self.max_upload + FORM_BYTES:
             refuse(413, "The file is too large.")
         try:
-            form = await request.form(max_files=FILES, max_fields=FILES, max_part_size=4096)
+            form = await request.form(max_files=MAX_FILES, max_fields=MAX_FILES, max_part_size=4096)
         except (MultiPartException, FormParserError) as error:
             refuse(400, f"Not a multipart/form-data upload: {error}")
         try:
-            files = [each for each in form.getlist("files") if isinstance(each, UploadFile)]
+            files = [file for file in form.getlist("files") if isinstance(file, UploadFile)]
             if not files:
                 refuse(400, "No file was uploaded.")
             if any((file.size or 0) > self.max_upload for file in files):
                 refuse(413, "The file is too large.")
             self.sessions.make_room(session)
-            paths = [await run_in_threadpool(session.store, each.file, each.filename or "") for each in files]
+            paths = [await run_in_threadpool(session.store, file.file, file.filename or "") for file in files]
         except OSError as error:
             refuse(507, f"The file cannot be kept: {error.strerror}")
         finally:
@@ -222,7 +227,7 @@ class Guard:
         return JSONResponse(paths)
 
     async def join(self, request: Request, session: Session) -> ASGIApp:
-        """Pass a call of one of the page's functions on to gradio, made anew of what was checked."""
+        """Pass a call of one of the page's functions on to gradio, rebuilt from its checked inputs."""
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             refuse(415, "A call is application/json.")
         if stated_length(request) > JSON_BYTES:
@@ -233,42 +238,42 @@ class Guard:
             if len(body) > JSON_BYTES:
                 refuse(413, "The call is too large.")
         try:
-            asked = json.loads(body)
+            sent = json.loads(body)
         except (ValueError, RecursionError):
             refuse(400, "The call is not JSON.")
         function, data, trigger = (
-            [asked.get(key) for key in ("fn_index", "data", "trigger_id")]
-            if isinstance(asked, dict)
+            [sent.get(key) for key in ("fn_index", "data", "trigger_id")]
+            if isinstance(sent, dict)
             else [None] * 3
         )
         if type(function) is not int or function not in self.functions:
             refuse(400, "The page has no such function.")
-        kinds = self.functions[function]
-        if not isinstance(data, list) or len(data) != len(kinds):
-            refuse(400, f"The function has {len(kinds)} inputs.")
-        tab = own_tab(asked.get("session_hash"), session)
+        components = self.functions[function]
+        if not isinstance(data, list) or len(data) != len(components):
+            refuse(400, f"The function has {len(components)} inputs.")
+        tab = own_tab(sent.get("session_hash"), session)
         call = {
             "fn_index": function,
-            "data": [checked(value, kind, session) for value, kind in zip(data, kinds, strict=True)],
+            "data": [checked(*pair, session) for pair in zip(data, components, strict=True)],
             "trigger_id": trigger if type(trigger) is int else None,
             "session_hash": tab,
         }
-        session.tabs = [*(each for each in session.tabs if each != tab), tab][-MAX_TABS:]
-        scope, made = dict(request.scope), json.dumps(call).encode()
+        session.tabs = [*(other for other in session.tabs if other != tab), tab][-MAX_TABS:]
+        scope, rebuilt = dict(request.scope), json.dumps(call).encode()
         scope["query_string"] = b""
         scope["headers"] = [
             pair for pair in scope["headers"] if pair[0] not in (b"content-length", b"transfer-encoding")
-        ] + [(b"content-length", str(len(made)).encode())]
+        ] + [(b"content-length", str(len(rebuilt)).encode())]
 
         async def pass_on(_: Scope, receive: Receive, send: Send) -> None:
-            pieces = [made]
+            pieces = [rebuilt]
 
-            async def receive_made() -> Message:
+            async def receive_rebuilt() -> Message:
                 if pieces:
                     return {"type": "http.request", "body": pieces.pop(), "more_body": False}
                 return await receive()
 
-            await self.app(scope, receive_made, send)
+            await self.app(scope, receive_rebuilt, send)
 
         return pass_on
 
@@ -283,12 +288,12 @@ class Guard:
 
 
 def refuse(status: int, detail: str) -> NoReturn:
-    """Answer with a status of 400 or above, and a line that the page shows."""
+    """Refuse a request with a status of 400 or above, and a line for the page to show."""
     raise HTTPException(status, detail)
 
 
 class Body:
-    """The `receive` of a request, which refuses a body of more than `limit` bytes or that comes slowly."""
+    """The `receive` of a request; refuses a body that has more than `limit` bytes or comes slowly."""
 
     def __init__(self, receive: Receive, limit: int) -> None:
         self.receive, self.limit = receive, limit
@@ -311,7 +316,7 @@ class Body:
         return message
 
     async def drain(self) -> None:
-        """Read on in what is refused, for a second: a client cut off while it writes reads no answer."""
+        """Read a refused body for another second: a client cut off while it writes reads no answer."""
         self.limit += DRAINED_BYTES
         self.deadline = self.now() + 1
         with contextlib.suppress(HTTPException):
@@ -320,7 +325,7 @@ class Body:
 
 
 def stated_length(request: Request) -> int:
-    """The Content-Length, which the client may leave out or make up; 0 without one."""
+    """The Content-Length, not to be trusted; 0 without one."""
     stated = request.headers.get("content-length", "")
     return int(stated[:20]) if stated.isdecimal() else 0
 
@@ -332,28 +337,28 @@ def own_tab(tab: Any, session: Session) -> str:
     return f"{session.name}{tab}"
 
 
-def checked(value: Any, kind: str, session: Session) -> Any:
-    """An input of a function, made anew: a file of this session, the editor's layers, or a plain value.
+def checked(value: Any, component: str, session: Session) -> Any:
+    """An input of a function, rebuilt: a file of this session, the editor's layers, or a plain value.
 
     Args:
-        kind: gradio's name of the component that it comes from.
+        component: gradio's name of the component that it comes from.
     """
     if value is None:
         return None
-    if kind == "file" and isinstance(value, dict):
+    if component == "file" and isinstance(value, dict):
         try:
             path = session.find(value.get("path"))
         except UserError as error:
             refuse(403, f"{str(error).capitalize()}.")
         return {"path": str(path), "orig_name": path.name, "meta": {"_type": "gradio.FileData"}}
-    if kind == "imageeditor" and isinstance(value, dict):
+    if component == "imageeditor" and isinstance(value, dict):
         layers = value.get("layers")
         if "path" not in value and isinstance(layers, list) and len(layers) <= 8:
             if not all(isinstance(layer, dict) for layer in layers):
                 refuse(400, "A layer of the call is not a file.")
             files = [checked(layer, "file", session) for layer in layers]
             return {"background": None, "layers": files, "composite": None}
-    elif kind not in ("file", "imageeditor"):
+    elif component not in ("file", "imageeditor"):
         if isinstance(value, str) and len(value) <= 300:
             return value
         if isinstance(value, int | float) and abs(value) < 1e9:

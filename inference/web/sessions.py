@@ -1,4 +1,4 @@
-"""Browser sessions: the files that each has uploaded or was given, which no other session can read."""
+"""Browser sessions, each with the files that it has uploaded or was given; no other session can read them."""
 
 import contextlib
 import hashlib
@@ -16,12 +16,12 @@ from typing import Any, BinaryIO
 from utils import UserError
 
 MAX_SESSIONS = 256
-MAX_FILES = 500  # of a session; the editor uploads three a stroke
-MAX_TABS = 100  # of a session
-SESSION_BYTES = 2**30  # on the disk, of one session
-TOTAL_BYTES = 8 * 2**30  # and of all
-IDLE_SECONDS = 86400  # after which a session is forgotten
-NAME_BYTES = 150  # of an uploaded file, so that "_filled" and a temporary suffix still fit
+MAX_FILES = 500  # per session; the editor uploads three per stroke
+MAX_TABS = 100  # per session
+SESSION_BYTES = 2**30  # files of one session on the disk
+TOTAL_BYTES = 8 * 2**30  # files of all sessions
+IDLE_SECONDS = 86400  # idle time until a session ends
+NAME_BYTES = 150  # longest name of an upload, so that "_filled" and a temporary suffix still fit
 GONE = "this file is not here any more: open it again"
 
 
@@ -35,15 +35,15 @@ class Entry:
 
 
 class Session:
-    """What one browser has uploaded and was given.
+    """The files that one browser has uploaded and was given.
 
     Args:
-        folder: of all sessions; this one makes its own in it.
+        folder: folder of all sessions, in which this one makes its own.
 
     Attributes:
-        name: of its folder, and the start of what gradio calls its session hash.
+        name: name of its folder, and start of gradio's session hashes.
         tabs: gradio's session hashes of the pages that have called a function, the last `MAX_TABS`.
-        checked: paths of the files that were decoded once, in time; and whether as masks.
+        checked: paths of the files that could be decoded in time, and whether as masks.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -81,9 +81,9 @@ class Session:
         return self.add(path)
 
     def add(self, path: Path) -> str:
-        """Give a file that was written for this session to it; returns its path.
+        """Add a file that was written for this session; returns its path.
 
-        Beyond `SESSION_BYTES` or `MAX_FILES` the file goes that was used longest ago, first those that no
+        Beyond `SESSION_BYTES` or `MAX_FILES` the least recently used file is deleted, first those that no
         handler has opened, such as older strokes.
         """
         with self.lock:
@@ -98,29 +98,29 @@ class Session:
                     Path(oldest).parent.rmdir()
         return str(path)
 
-    def find(self, named: Any) -> Path:
-        """The file that a browser names, if this session has it and it is a regular file.
+    def find(self, name: Any) -> Path:
+        """The file of this session that a browser names by its path.
 
         Raises:
-            UserError: for everything else, whatever it is.
+            UserError: if it is anything else than a regular file of this session.
         """
-        entry = self.files.get(named) if isinstance(named, str) else None
+        entry = self.files.get(name) if isinstance(name, str) else None
         if entry is None:
             raise UserError(GONE)
         try:
-            regular = os.path.realpath(named) == named and stat.S_ISREG(os.lstat(named).st_mode)
+            is_regular = os.path.realpath(name) == name and stat.S_ISREG(os.lstat(name).st_mode)
         except OSError:
-            regular = False
-        if not regular or not Path(named).is_relative_to(self.folder):
+            is_regular = False
+        if not is_regular or not Path(name).is_relative_to(self.folder):
             raise UserError(GONE)
         entry.used = time.monotonic()
-        return Path(named)
+        return Path(name)
 
     def open(self, file: Any) -> Path | None:
-        """The path of a gradio file, as the page sends it; None where there is none.
+        """The path of a gradio file that the page has sent; None without one.
 
         Raises:
-            UserError: as `find`.
+            UserError: see `find`.
         """
         if file is None:
             return None
@@ -130,10 +130,10 @@ class Session:
 
 
 class Sessions:
-    """All sessions, by a secret that each browser keeps in a cookie.
+    """All sessions, by a secret token that each browser keeps in a cookie.
 
     Args:
-        folder: where their files are.
+        folder: folder of their files.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -142,20 +142,18 @@ class Sessions:
         self.lock = threading.Lock()
 
     def begin(self) -> str:
-        """A new session's token; if there are too many, the one ends that was used longest ago.
+        """Begin a session and return its token; if there are too many, the least recently used one ends.
 
-        Sessions without files go first, so that a stranger who opens the page again and again ends no
-        session in use.
+        Sessions without files end first, so that opening the page again and again ends no session in use.
         """
         token = secrets.token_urlsafe(32)
         with self.lock:
             now = time.monotonic()
-            for old in [key for key, each in self.by_token.items() if now - each.used > IDLE_SECONDS]:
+            for old in [key for key, session in self.by_token.items() if now - session.used > IDLE_SECONDS]:
                 self._end(old)
             while len(self.by_token) >= MAX_SESSIONS:
-                self._end(
-                    min(self.by_token, key=lambda key: (bool(self._get(key).files), self._get(key).used))
-                )
+                sessions = self.by_token
+                self._end(min(sessions, key=lambda key: (bool(sessions[key].files), sessions[key].used)))
             self.by_token[token] = Session(self.folder)
         return token
 
@@ -167,7 +165,7 @@ class Sessions:
         return session
 
     def named(self, session_hash: str | None) -> Session:
-        """The session whose name gradio's session hash starts with, as the guard made it.
+        """The session of gradio's session hash, which the guard has begun with the session's name.
 
         Raises:
             UserError: if it has ended.
@@ -178,16 +176,13 @@ class Sessions:
         raise UserError("this page was open for too long: reload it")
 
     def make_room(self, keep: Session) -> None:
-        """End the sessions that were used longest ago, but `keep`, until all fit into `TOTAL_BYTES`."""
+        """End the least recently used sessions, but `keep`, until all fit into `TOTAL_BYTES`."""
         with self.lock:
-            while sum(each.size for each in self.by_token.values()) > TOTAL_BYTES:
-                others = [key for key, each in self.by_token.items() if each is not keep and each.files]
+            while sum(session.size for session in self.by_token.values()) > TOTAL_BYTES:
+                others = {k: s for k, s in self.by_token.items() if s is not keep and s.files}
                 if not others:
                     return
-                self._end(min(others, key=lambda key: self._get(key).used))
-
-    def _get(self, token: str) -> Session:
-        return self.by_token[token]
+                self._end(min(others, key=lambda key: others[key].used))
 
     def _end(self, token: str) -> None:
         shutil.rmtree(self.by_token.pop(token).folder, ignore_errors=True)

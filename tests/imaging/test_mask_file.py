@@ -22,7 +22,7 @@ from imaging.mask_file import (
     read_mask_for,
     summarise,
 )
-from inference.inpainter import as_hole
+from inference.inpainter import as_mask
 from utils import UserError
 
 HOLE = np.zeros((20, 30), bool)
@@ -101,7 +101,7 @@ def test_a_mask_file_is_read_as_it_looks(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", [name for name in FILES if name != "twice the size"])
 def test_a_pil_mask_is_read_like_its_file(name: str) -> None:
     image, invert, _ = FILES[name]
-    assert np.array_equal(as_hole(image), invert != HOLE)
+    assert np.array_equal(as_mask(image), invert != HOLE)
 
 
 def test_a_one_bit_tiff_of_either_polarity_is_the_hole_that_is_seen(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_blank_transparent_and_dark_masks_are_empty() -> None:
     colored = np.zeros((4, 4, 3), np.uint8)
     colored[0, 0, 0] = 1  # a dark red is no 1
     assert not binarise(colored)[0].any()
-    assert as_hole(Image.new("L", (0, 3))).shape == (3, 0)
+    assert as_mask(Image.new("L", (0, 3))).shape == (3, 0)
 
 
 def test_half_grey_is_missing_and_less_is_not() -> None:

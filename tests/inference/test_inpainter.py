@@ -1,6 +1,5 @@
-"""Any picture, any hole: what is outside stays, small pictures get the network's own, large ones are tiled."""
+"""Any image, any hole: known pixels stay, small images get the network's completion, large ones are tiled."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,16 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-import inference.checkpoints
-import inference.inpainter
-import inference.tiling
-from inference.checkpoints import find_weights, load_network, save_checkpoint
-from inference.inpainter import Inpainter, as_hole, inpaint
-from inference.tiling import CELL, OVERLAP, crops, enlarge, halve, tiles
-from layers import resize
+from inference.inpainter import SMALLEST_TILE, Inpainter, as_mask
+from inference.tiling import WHOLE, count_runs
 from models import InpaintingNetwork
-from prior import pull
-from utils import UserError
 
 
 @pytest.fixture(scope="module")
@@ -36,11 +28,11 @@ def network() -> InpaintingNetwork:
 @pytest.fixture(scope="module")
 def inpainter(network: InpaintingNetwork) -> Inpainter:
     inpainter = Inpainter(network)
-    inpainter.tile = 128  # so that small pictures exercise tiles
+    inpainter.tile = 128  # so that small images exercise tiles
     return inpainter
 
 
-def picture(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+def image_and_mask(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     hole = np.zeros((height, width), bool)
     hole[height // 4 : height // 2 + 1, width // 3 : 2 * width // 3 + 1] = True
     return photograph(height, width), hole
@@ -67,7 +59,7 @@ KINDS: list[Any] = [
 
 @pytest.mark.parametrize("kind", range(len(KINDS)))
 def test_the_result_is_of_the_images_kind_and_equal_outside_the_hole(kind: int, inpainter: Inpainter) -> None:
-    pixels, hole = picture(40, 50)
+    pixels, hole = image_and_mask(40, 50)
     image = KINDS[kind](pixels)
     result = inpainter(image, hole)
     assert type(result) is type(image)
@@ -85,7 +77,7 @@ def test_the_result_is_of_the_images_kind_and_equal_outside_the_hole(kind: int, 
 
 
 def test_all_depths_agree(inpainter: Inpainter) -> None:
-    pixels, hole = picture(48, 40)
+    pixels, hole = image_and_mask(48, 40)
     eight = inpainter(pixels, hole) / 255
     sixteen = inpainter(pixels.astype(np.uint16) * 257, hole) / 65535
     single = inpainter(pixels.astype(np.float32) / 255, hole)
@@ -94,7 +86,7 @@ def test_all_depths_agree(inpainter: Inpainter) -> None:
 
 
 def test_a_small_picture_gets_exactly_what_the_network_gives(network: InpaintingNetwork) -> None:
-    pixels, hole = picture(60, 70)
+    pixels, hole = image_and_mask(60, 70)
     tensor = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
     with torch.no_grad():
         expected = network(tensor, torch.from_numpy(hole)[None, None].float())["output"]
@@ -102,7 +94,7 @@ def test_a_small_picture_gets_exactly_what_the_network_gives(network: Inpainting
 
 
 def test_lists_and_masks_for_all(inpainter: Inpainter) -> None:
-    pixels, hole = picture(30, 40)
+    pixels, hole = image_and_mask(30, 40)
     one = inpainter(pixels, hole)
     for masks in (hole, [hole, hole]):
         both = inpainter([pixels, Image.fromarray(pixels)], masks)
@@ -122,7 +114,7 @@ def test_lists_and_masks_for_all(inpainter: Inpainter) -> None:
         lambda h: torch.from_numpy(h)[None].float(),
         lambda h: Image.fromarray(h),
         lambda h: Image.fromarray(h.astype(np.uint8) * 255).convert("RGB"),
-        lambda h: Image.fromarray(h.astype(np.uint8)).convert("RGB"),  # of 0 and 1
+        lambda h: Image.fromarray(h.astype(np.uint8)).convert("RGB"),  # only 0 and 1
         lambda h: Image.fromarray(h.astype(np.uint16)),
         lambda h: Image.fromarray(h.astype(np.int32) * 65535),
         lambda h: Image.fromarray(h.astype(np.float32)),
@@ -132,8 +124,8 @@ def test_lists_and_masks_for_all(inpainter: Inpainter) -> None:
     ],
 )
 def test_masks_of_every_kind(mask: Any) -> None:
-    hole = picture(20, 30)[1]
-    assert np.array_equal(as_hole(mask(hole)), hole)
+    hole = image_and_mask(20, 30)[1]
+    assert np.array_equal(as_mask(mask(hole)), hole)
 
 
 @pytest.mark.parametrize(
@@ -175,7 +167,7 @@ def test_any_size_and_share(size: tuple[int, int], share: float, inpainter: Inpa
 
 @pytest.mark.parametrize("junk", [np.nan, np.inf, 1e9])
 def test_nothing_under_the_hole_is_read_in_tiles_either(junk: float, inpainter: Inpainter) -> None:
-    pixels, hole = picture(200, 300)
+    pixels, hole = image_and_mask(200, 300)
     clean = pixels.astype(np.float32) / 255
     dirty = clean.copy()
     dirty[hole] = junk
@@ -211,70 +203,13 @@ def test_any_array_comes_back_as_it_was_outside_any_hole(data: st.DataObject) ->
         assert color[hole].size == 0 or (color[hole].min() >= 0 and color[hole].max() <= 1)
 
 
-def test_crops_hold_every_hole_once_with_context(generator: np.random.Generator) -> None:
-    for _ in range(30):
-        hole = np.zeros(generator.integers(200, 1500, 2), bool)
-        for _ in range(generator.integers(1, 6)):
-            top, left = (generator.integers(0, side - 8) for side in hole.shape)
-            hole[top : top + generator.integers(1, 200), left : left + generator.integers(1, 200)] = True
-        times = np.zeros(hole.shape, int)
-        for region in crops(hole, 256):
-            times[region] += 1
-        assert (times[hole] == 1).all()
-    assert crops(np.zeros((900, 900), bool), 256) == []
-
-
-def test_a_small_hole_in_a_large_picture_is_a_small_crop() -> None:
-    hole = np.zeros((3000, 4000), bool)
-    hole[1000:1100, 2000:2150] = hole[10:20, 3980:3990] = True
-    sizes = sorted((r.stop - r.start, c.stop - c.start) for r, c in crops(hole, 512))
-    assert sizes == [(256, 256), (480, 480)]
-    for rows, columns in crops(hole, 512):
-        assert rows.start % CELL == columns.start % CELL == 0
-
-
-def test_halves_are_the_networks_own(generator: np.random.Generator) -> None:
-    pixels, hole = photograph(1101, 75), generator.random((1101, 75)) < 0.4
-    image = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
-    mask = torch.from_numpy(hole)[None, None].float()
-    expected, expected_mask = pull(image.masked_fill(mask > 0, 0), mask)
-    half, half_hole = halve(pixels, hole)
-    np.testing.assert_allclose(half, expected[0].permute(1, 2, 0).numpy(), atol=1e-6)
-    assert np.array_equal(half_hole, expected_mask[0, 0].numpy() > 0)
-
-
-def test_an_enlarged_region_is_cut_from_the_enlarged_whole(generator: np.random.Generator) -> None:
-    pixels = generator.random((40, 50, 3)).astype(np.float32)
-    whole = resize(torch.from_numpy(pixels).permute(2, 0, 1)[None], like=torch.zeros(1, 3, 80, 100))
-    for region in (np.s_[0:32, 0:32], np.s_[20:52, 64:96], np.s_[48:80, 68:100]):
-        expected = whole[0].permute(1, 2, 0).numpy()[region]
-        np.testing.assert_allclose(enlarge(pixels, region), expected, atol=1e-6)
-
-
-def test_tiles_cover_what_is_needed_and_rise_without_a_step(generator: np.random.Generator) -> None:
-    for _ in range(300):
-        length, side = int(generator.integers(1, 1000)), int(generator.choice([128, 192, 256]))
-        needed = np.zeros(length, bool)
-        first = generator.integers(0, length)
-        needed[first : generator.integers(first, length) + 1] = True
-        blended, covered = np.zeros(length), np.zeros(length, bool)
-        spans = tiles(needed, side)
-        for number, (span, rise) in enumerate(spans):
-            assert span.start % 2 == 0 and span.stop - span.start == len(rise) <= side
-            blended[span] = rise * number + (1 - rise) * blended[span]
-            covered[span] = True
-        assert covered[needed].all()
-        steps = np.abs(np.diff(blended[needed])).max(initial=0)
-        assert steps < 4 / OVERLAP  # a cut would be 1
-
-
 def test_bands_and_tiles_blend_in_both_directions(monkeypatch: pytest.MonkeyPatch) -> None:
     inpainter = Inpainter(InpaintingNetwork(4, bottleneck_depth=1).eval())
     inpainter.tile = 128
     shades = iter(range(10**6))
     monkeypatch.setattr(
         inpainter,
-        "_run",
+        "_complete",
         lambda pixels, *_: np.full((*pixels.shape[:2], 3), next(shades) % 3 / 2, np.float32),
     )
     filled = inpainter(np.zeros((500, 400, 3), np.float32), np.ones((500, 400), bool))[:, :, 0]
@@ -283,9 +218,9 @@ def test_bands_and_tiles_blend_in_both_directions(monkeypatch: pytest.MonkeyPatc
 
 
 def test_tiled_equals_whole_where_the_network_is_its_prefill() -> None:
-    """An untrained network returns its prefill: in tiles that is the same picture, without a seam."""
+    """An untrained network returns its prefill: in tiles that is the same image, without a seam."""
     untrained = InpaintingNetwork(4, bottleneck_depth=1).eval()
-    pixels, hole = picture(400, 480)
+    pixels, hole = image_and_mask(400, 480)
     tiled, whole = Inpainter(untrained), Inpainter(untrained)
     tiled.tile = 128
     assert np.abs(tiled(pixels, hole).astype(int) - whole(pixels, hole)).max() <= 2
@@ -294,7 +229,7 @@ def test_tiled_equals_whole_where_the_network_is_its_prefill() -> None:
 def test_flip_and_passes_change_the_result_and_a_mirrored_picture_gets_a_mirrored_one(
     network: InpaintingNetwork,
 ) -> None:
-    pixels, hole = picture(48, 64)
+    pixels, hole = image_and_mask(48, 64)
     plain = Inpainter(network)(pixels, hole)
     flip = Inpainter(network, flip=True)
     assert not np.array_equal(flip(pixels, hole), plain)
@@ -307,7 +242,7 @@ def test_flip_and_passes_change_the_result_and_a_mirrored_picture_gets_a_mirrore
 
 def test_less_memory_means_smaller_tiles(network: InpaintingNetwork) -> None:
     sides = [Inpainter(network, max_memory=gib * 2**30).tile for gib in (0.1, 0.6, 1, 8)]
-    assert sides == sorted(sides) and sides[0] == inference.inpainter.SMALLEST_TILE and sides[-1] == inference.tiling.WHOLE
+    assert sides == sorted(sides) and sides[0] == SMALLEST_TILE and sides[-1] == WHOLE
     assert len(set(sides)) > 2
 
 
@@ -318,48 +253,28 @@ def test_runs_are_counted_before_they_are_run(network: InpaintingNetwork, boxes:
         hole[box] = True
     inpainter, runs = Inpainter(network, max_memory=0), []
     inpainter.after_run = lambda: runs.append(1)
-    inpainter.fill(photograph(*hole.shape), hole)
-    assert len(runs) == inference.tiling.count_runs(hole, inpainter.tile) and bool(runs) == bool(boxes)
+    inpainter.fill_array(photograph(*hole.shape), hole)
+    assert len(runs) == count_runs(hole, inpainter.tile) and bool(runs) == bool(boxes)
 
 
 def test_out_of_memory_halves_the_tile_and_goes_on(
     network: InpaintingNetwork, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pixels, hole = picture(300, 300)
+    pixels, hole = image_and_mask(300, 300)
     expected = Inpainter(network)
     expected.tile = 128
     scarce = Inpainter(network)
-    run = Inpainter._run
+    complete = Inpainter._complete
 
     def limited(self: Inpainter, image: np.ndarray, *arguments: Any) -> np.ndarray:
         if max(image.shape) > 150:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
-        return run(self, image, *arguments)
+        return complete(self, image, *arguments)
 
-    monkeypatch.setattr(Inpainter, "_run", limited)
+    monkeypatch.setattr(Inpainter, "_complete", limited)
     assert np.array_equal(scarce(pixels, hole), expected(pixels, hole))
     assert "out of memory; going on with tiles of 128 pixels" in capsys.readouterr().err
-    monkeypatch.setattr(Inpainter, "_run", lambda *_: (_ for _ in ()).throw(MemoryError()))
+    assert scarce.tile == Inpainter(network).tile  # the next image is tried in tiles of full size
+    monkeypatch.setattr(Inpainter, "_complete", lambda *_: (_ for _ in ()).throw(MemoryError()))
     with pytest.raises(MemoryError):
         scarce(pixels, hole)
-
-
-def test_weights_are_found_by_name_or_path(
-    network: InpaintingNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    architecture = {"base_channels": 4, "bottleneck_depth": 1}
-    half = {name: value.half() for name, value in network.state_dict().items()}
-    save_checkpoint({"architecture": architecture, "ema": half, "config": {}}, tmp_path / "default.pth")
-    monkeypatch.setattr(inference.checkpoints, "WEIGHTS", tmp_path)
-    assert find_weights(None) == find_weights("default") == tmp_path / "default.pth"
-    assert find_weights(tmp_path / "default.pth") == tmp_path / "default.pth"
-    pixels, hole = picture(32, 32)
-    inference.inpainter._bundled.cache_clear()
-    ours = inpaint(pixels, hole)
-    inference.inpainter._bundled.cache_clear()
-    assert np.abs(ours.astype(int) - Inpainter(network)(pixels, hole)).max() <= 1
-    with pytest.raises(UserError, match="--checkpoint: no such file: fast"):
-        load_network("fast", torch.device("cpu"))
-    save_checkpoint({"architecture": {"base_channels": 6}, "ema": half, "config": {}}, tmp_path / "other.pth")
-    with pytest.raises(UserError, match="another version of this project"):
-        load_network("other", torch.device("cpu"))
