@@ -14,7 +14,7 @@ FOLDERS = {
     "evaluation": {"imaging", "inference", "dataset"},
     "exporters": set(),
 }
-LEAVES = {"config", "layers", "losses", "metric_tracker", "metrics", "models", "msse", "prior"}
+LEAVES = {"config", "curves", "layers", "losses", "metric_tracker", "metrics", "models", "msse", "prior"}
 WITHOUT_LEAVES = {"imaging"}
 
 
