@@ -1,7 +1,7 @@
-"""Train variants of a configuration over several seeds, score them on the same holes, and compare them.
+"""Train variants of a configuration with several seeds, score them on the same holes, and compare them.
 
-Without --vary: the four rows of the README, with and without MSSE and the corner loss. Every flag of
-train.py holds for all rows. The same command resumes.
+Without --vary: four variants, with and without MSSE and the corner loss. The training settings apply to all
+variants. The same command resumes.
 """
 
 import argparse
@@ -18,11 +18,12 @@ from torch.utils.data import DataLoader
 from config import Config, parse_config, parse_field, with_current_names
 from dataset import InpaintingDataset, Loader, report_unreadable
 from evaluation.ablation_table import Result, draw, to_csv, to_markdown
-from evaluation.evaluate import ScoreSettings, items, score
+from evaluation.evaluate import Item, ScoreSettings, one_by_one, score
 from evaluation.mask_packs import bucket_of
 from inference.checkpoints import load_checkpoint, network_of, weights_digest
 from inference.device import seed_everything, select_device
 from losses import InpaintingLoss
+from models import InpaintingNetwork
 from train import train
 from training.process import Interrupted
 from utils import OneLineParser, UserError, one_line, run_program, write_json, write_text
@@ -35,43 +36,38 @@ ROWS: dict[str, dict[str, Any]] = {
     "full":     dict(),
 }
 # fmt: on
-# what differs from machine to machine, and makes no other network
+# settings that differ from machine to machine, and do not change the network
 MACHINE = {"train_root", "val_root", "mask_root", "cache_dir", "save_dir", "vgg_weights", "lpips_weights"}
 MACHINE |= {"num_workers", "cache", "device", "resume", "save_minutes", "dry_run"}
 
 
 def parse_args(argv: list[str] | None) -> tuple[argparse.Namespace, Config, dict[str, dict[str, Any]]]:
-    """The ablation's own flags, the configuration that all rows share, and what each row changes of it."""
-    parser = OneLineParser(prog="ablation.py", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--num_seeds", type=int, default=3, metavar="N", help="from --seed upwards")
-    parser.add_argument(
-        "--vary", action="append", default=[], metavar="FIELD=A,B",
-        help="a setting and its values, in place of the four rows; of several, every combination",
-    )  # fmt: skip
-    parser.add_argument(
-        "--test_root",
-        default="",
-        metavar="DIR",
-        help="images to be scored, all of them (default: --val_root, at most --val_subset)",
-    )
+    """The ablation's own flags, the configuration of all rows, and the settings that each row changes."""
+    parser = OneLineParser(prog="ablation.py", description=__doc__, add_help=False)
+    add = parser.add_argument_group("ablation").add_argument
+    add("--num_seeds", type=int, default=3, metavar="N", help="number of seeds, from --seed upwards")
+    add("--vary", action="append", default=[], metavar="FIELD=A,B",
+        help="setting and its values, instead of the four variants; repeat it for combinations")  # fmt: skip
+    add("--test_root", default="", metavar="DIR",
+        help="folder of images to score, all of them (default: --val_root and --val_subset)")  # fmt: skip
     args, rest = parser.parse_known_args(argv)
     if args.num_seeds < 1:
         raise UserError(f"--num_seeds: must be at least 1, got {args.num_seeds}")
-    config = parse_config(rest, "ablation.py", presets=True)
+    config = parse_config(rest, "ablation.py", True, parser)
     if config.resume or config.dry_run:
-        raise UserError("--resume and --dry_run: not here; the same command resumes")
+        raise UserError("--resume and --dry_run: not supported here; the same command resumes")
     return args, config, vary(args.vary) if args.vary else ROWS
 
 
 def vary(settings: list[str]) -> dict[str, dict[str, Any]]:
-    """The rows that `field=a,b` ask for: every combination, named after its values."""
+    """The rows of settings `field=a,b`: every combination, named after its values."""
     fields = {}
     for setting in settings:
         name, equals, values = setting.partition("=")
         if not equals or not all(values.split(",")):
             raise UserError(f"--vary: must be a setting and its values, such as lr=1e-3,2e-3, got {setting}")
         if name in MACHINE | {"seed"}:
-            raise UserError(f"--vary: {name} makes no other network")
+            raise UserError(f"--vary: {name} does not change the network")
         fields[name] = [parse_field(name, text, "--vary") for text in values.split(",")]
     rows = {}
     for chosen in itertools.product(*fields.values()):
@@ -81,19 +77,19 @@ def vary(settings: list[str]) -> dict[str, dict[str, Any]]:
 
 
 def settings_of(config: Config) -> dict[str, Any]:
-    """What makes a run the run that it is, whatever the machine, as JSON holds it."""
+    """The settings that identify a run on any machine, as JSON holds them."""
     settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in MACHINE}
     return json.loads(json.dumps(settings))
 
 
 def finished(folder: Path, config: Config, names: list[str]) -> Result | None:
-    """The result of a run that is done.
+    """The result of a finished run; None if there is none.
 
     Args:
-        names: of the images to be scored.
+        names: names of the images to score.
 
     Raises:
-        UserError: if it is of other settings or scored other images, or of no result of this project.
+        UserError: if it has other settings, was scored on other images, or is not a result of this project.
     """
     path = folder / "result.json"
     if not path.exists():
@@ -103,13 +99,10 @@ def finished(folder: Path, config: Config, names: list[str]) -> Result | None:
         settings, result = content.pop("settings"), Result(**content)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"--save_dir: not a result of this project: {path} ({error})") from None
-    asked = settings_of(config)
-    settings = settings_of(Config()) | with_current_names(
-        settings
-    )  # a setting that came later was at its default
+    settings = settings_of(Config()) | with_current_names(settings)  # newer settings had their defaults
     changed = [
         f"{name} {settings[name]!r}, not {value!r}"
-        for name, value in asked.items()
+        for name, value in settings_of(config).items()
         if settings[name] != value
     ]
     if changed:
@@ -122,7 +115,7 @@ def finished(folder: Path, config: Config, names: list[str]) -> Result | None:
 
 
 def run(row: str, config: Config, loader: DataLoader) -> Result:
-    """Train one row with one seed, or go on with it, and score its averaged weights as of the end."""
+    """Train or resume one row with one seed, and score its averaged weights at the end."""
     folder = Path(config.save_dir)
     train(dataclasses.replace(config, resume="auto"))
     last = folder / "checkpoints" / "last.pth"
@@ -130,15 +123,8 @@ def run(row: str, config: Config, loader: DataLoader) -> Result:
     device = select_device(config.device)
     network = network_of(state, last, "--save_dir", device)
     criterion = InpaintingLoss(boundary_width=config.boundary_width).to(device)
-    settings = ScoreSettings((), config.use_lpips, config.lpips_weights or None)
-    holes = []
-    for name, _, image, mask in items(loader, device):
-        with torch.no_grad():
-            outputs = network(image, mask)
-            corner_loss = criterion(outputs, image, mask)["corner"].item()
-        ratio = mask.double().mean().item()
-        scores = score(outputs["output"], None, image, mask, settings) | {"corner_loss": corner_loss}
-        holes.append({"name": name, "bucket": bucket_of(ratio), "mask_ratio": ratio, **scores})
+    settings = ScoreSettings(use_lpips=config.use_lpips, lpips_weights=config.lpips_weights or None)
+    holes = [score_hole(network, criterion, item, settings) for item in one_by_one(loader, device)]
     counters = state["counters"]
     result = Result(
         row=row,
@@ -153,8 +139,20 @@ def run(row: str, config: Config, loader: DataLoader) -> Result:
     return result
 
 
+@torch.no_grad()
+def score_hole(
+    network: InpaintingNetwork, criterion: InpaintingLoss, item: Item, settings: ScoreSettings
+) -> dict[str, Any]:
+    """Name, bucket, mask ratio and scores of one hole, as `Result` holds them."""
+    outputs = network(item.image, item.mask)
+    scores = score(outputs["output"], item, settings)
+    scores["corner_loss"] = criterion(outputs, item.image, item.mask)["corner"].item()
+    ratio = item.mask.double().mean().item()
+    return {"name": item.name, "bucket": bucket_of(ratio), "mask_ratio": ratio, **scores}
+
+
 def report(results: list[Result], changes: dict[str, dict[str, Any]], folder: Path) -> str:
-    """Write the table, the picture, and TensorBoard's hyperparameters of all results so far."""
+    """Write the table, the chart, and TensorBoard's hyperparameters for all results so far."""
     from torch.utils.tensorboard import SummaryWriter  # slow to import
 
     text = to_markdown(results)
@@ -164,18 +162,17 @@ def report(results: list[Result], changes: dict[str, dict[str, Any]], folder: Pa
     for result in results:
         run_name = f"{result.row}-seed_{result.seed}"
         if not (folder / "logs" / run_name).exists():
-            values = {name: value if isinstance(value, bool | int | float) else str(value)
-                      for name, value in changes[result.row].items()}  # fmt: skip
+            settings = {name: value if isinstance(value, bool | int | float) else str(value)
+                        for name, value in changes[result.row].items()}  # fmt: skip
+            settings |= {"row": result.row, "seed": result.seed}
+            means = {f"hparam/{name}": value for name, value in result.means().items()}
             with SummaryWriter(str(folder / "logs")) as writer:
-                means = {f"hparam/{name}": value for name, value in result.means().items()}
-                writer.add_hparams(
-                    values | {"row": result.row, "seed": result.seed}, means, run_name=run_name
-                )
+                writer.add_hparams(settings, means, run_name=run_name)
     return text
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the ablation that the command line asks for; returns the exit status, as train.py's."""
+    """Run the command; returns the exit status: 2 for a user error, 128 + its number for a signal."""
     try:
         args, config, rows = parse_args(argv)
         folder = Path(config.save_dir)
@@ -197,17 +194,17 @@ def main(argv: list[str] | None = None) -> int:
         )
         report_unreadable(dataset)
         results = {
-            i: done
-            for i, (_, each) in enumerate(runs)
-            if (done := finished(Path(each.save_dir), each, dataset.names))
+            i: result
+            for i, (_, run_config) in enumerate(runs)
+            if (result := finished(Path(run_config.save_dir), run_config, dataset.names))
         }
         loader = Loader(dataset, num_workers=config.num_workers)
-        for i, (row, each) in enumerate(runs):
+        for i, (row, run_config) in enumerate(runs):
             if i not in results:
-                print(f"{row}, seed {each.seed}: run {i + 1} of {len(runs)}", flush=True)
-                seed_everything(each.seed)
-                results[i] = run(row, each, loader)
-                report([results[done] for done in sorted(results)], rows, folder)
+                print(f"{row}, seed {run_config.seed}: run {i + 1} of {len(runs)}", flush=True)
+                seed_everything(run_config.seed)
+                results[i] = run(row, run_config, loader)
+                report([results[k] for k in sorted(results)], rows, folder)
         print(report([results[i] for i in range(len(runs))], rows, folder))
     except UserError as error:
         print(f"ablation.py: error: {one_line(error)}", file=sys.stderr)

@@ -284,20 +284,24 @@ def parse_field(name: str, text: str, flag: str) -> Any:
         raise UserError(f"{flag}: {name}: must be {wanted}, got {text}") from None
 
 
-def parse_config(argv: list[str] | None, prog: str, presets: bool) -> Config:
+def parse_config(argv: list[str] | None, prog: str, presets: bool, *parents: OneLineParser) -> Config:
     """The configuration that a command line asks for: a preset if there is `--config`, overridden by flags.
+
+    `--help` also lists the flags of `parents`, which are no settings, under the description of the first.
 
     Raises:
         UserError: for an unknown flag, a value that is not of its type or range, or a missing folder.
     """
-    parser = OneLineParser(prog=prog, description="Train an inpainting network.")
+    description = parents[0].description if parents else "Train an inpainting network."
+    parser = OneLineParser(prog=prog, description=description, parents=list(parents))
     if presets:
         parser.add_argument(
             "--config", default="default", metavar="PRESET", help=f"one of {', '.join(PRESETS)}"
         )
     for field in dataclasses.fields(Config):
         add_flag(parser, field)
-    flags = vars(parser.parse_args(argv))
+    names = {"config", *(field.name for field in dataclasses.fields(Config))}
+    flags = {name: value for name, value in vars(parser.parse_args(argv)).items() if name in names}
     preset = flags.pop("config", "default")
     if "mask_ratio" in flags:
         flags["mask_ratio"] = tuple(flags["mask_ratio"])

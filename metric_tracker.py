@@ -1,8 +1,6 @@
-"""Remembers the numbers of runs, epoch by epoch, and draws them: one run, or several on one axis."""
+"""History of training runs, epoch by epoch, as a table and as curves: one run, or several on shared axes."""
 
 import argparse
-import csv
-import io
 import json
 import math
 import sys
@@ -12,44 +10,25 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from utils import OneLineParser, UserError, atomic_path, one_line
+from metrics import METRICS
+from utils import OneLineParser, UserError, atomic_path, csv_text, one_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-LABELS = {
-    "psnr": "PSNR (hole), dB",
-    "ssim": "SSIM (hole)",
-    "boundary_psnr": "PSNR (boundary), dB",
-    "seam_jump": "seam",
-    "l1": "L1 (hole)",
-    "lpips": "LPIPS",
-    "psnr_full": "PSNR (image), dB",
-    "ssim_full": "SSIM (image)",
-}
-HIGHER_IS_BETTER = ("psnr", "ssim", "boundary_psnr", "psnr_full", "ssim_full")
-X_LABELS = {"epoch": "epoch", "step": "optimizer steps", "images": "training images seen"}
-BASELINE_NAMES = {"telea": "Telea", "navier_stokes": "Navier-Stokes"}  # of an evaluation; others by their own
-# of the network, what is no one method's, and what lies so low that it would flatten all curves
-WITHOUT_BASELINES = ("output", "coarse", "against", "best_baseline", "mean_fill")
-
-# Okabe and Ito, "Color Universal Design", 2008, without the yellow, which is faint on white
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-DASHES = ("-", "--", "-.", ":")  # of curves, where the colours are used up
-FLOOR_DASHES = ((0, (6, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)), (0, (3, 1)), (0, (1, 4)))
+BASELINE_LABELS = {"telea": "Telea", "navier_stokes": "Navier-Stokes"}  # others are labelled by their names
+# methods without a line: those of the network, and one so low that it would flatten all curves
+NOT_DRAWN = ("output", "coarse", "against", "best_baseline", "mean_fill")
+BASELINE_DASHES = ((0, (6, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)), (0, (3, 1)), (0, (1, 4)))
 SMOOTH = 1.0  # percent of a curve's values
-MAX_MARKERS = 40  # values of a curve that get a marker each
-MAX_POINTS = 400  # of a curve that are drawn: a panel is about as many pixels wide
-MAX_NAME = 60  # letters of a legend's entry
-LOG_RATIO = 10  # largest over smallest loss of a panel, from which on its axis is logarithmic
 
 
 class MetricsTracker:
-    """The history of a run: one row an epoch, with the losses and, where it was validated, the metrics.
+    """The history of a run: one row per epoch, with the losses and, if it was validated, the metrics.
 
     Args:
-        rows: an earlier history to go on from, as `rows` holds it.
+        rows: an earlier history to continue.
 
     Attributes:
         rows: dicts of column name to number; `epoch` is the number of epochs completed, losses are
@@ -61,9 +40,9 @@ class MetricsTracker:
 
     @classmethod
     def from_csv(cls, path: Path) -> "MetricsTracker":
-        """Read what `to_csv` wrote; a last row that is cut off is left out, and that is said.
+        """Read a table of `to_csv`; an incomplete last row is left out, with a warning.
 
-        Where epochs begin anew, the later rows replace the earlier ones: the run was resumed there.
+        If epochs start over, the run was resumed, and the later rows replace the earlier ones.
 
         Raises:
             UserError: if the file cannot be read, is another table, or has no whole epoch.
@@ -74,7 +53,7 @@ class MetricsTracker:
             raise UserError(f"cannot read {path}: {error.strerror}") from None
         *lines, rest = text.split("\n")
         header = lines[0].split(",") if lines else []
-        if "epoch" not in header or not any(name.startswith("loss_") or name in LABELS for name in header):
+        if "epoch" not in header or not any(name.startswith("loss_") or name in METRICS for name in header):
             raise UserError(f"{path}: not the history of a run (its first line names no epoch and losses)")
         rows: list[dict[str, float]] = []
         is_cut = bool(rest)
@@ -98,94 +77,90 @@ class MetricsTracker:
             print(f"warning: {path}: the last row is cut off; it is left out", file=sys.stderr)
         return cls(rows)
 
-    def add(self, epoch: int, losses: dict[str, float], metrics: dict[str, float], **other: float) -> None:
-        """Remember one epoch; losses by term, metrics by name (none if it was not validated)."""
-        self.rows.append({"epoch": epoch, **other, **{f"loss_{k}": v for k, v in losses.items()}, **metrics})
+    def add(self, epoch: int, losses: dict[str, float], metrics: dict[str, float], **columns: float) -> None:
+        """Add one epoch: losses by term, metrics by name (none if it was not validated), other columns."""
+        self.rows.append(
+            {"epoch": epoch, **columns, **{f"loss_{k}": v for k, v in losses.items()}, **metrics}
+        )
 
     def columns(self) -> list[str]:
         """The names of all columns, in the order of their first appearance."""
         return list(dict.fromkeys(name for row in self.rows for name in row))
 
     def to_csv(self) -> str:
-        """The table as text; a cell is empty where an epoch was not validated."""
-        text = io.StringIO()
-        writer = csv.DictWriter(text, self.columns(), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows)
-        return text.getvalue()
+        """The table as text; a cell is empty if the epoch has no such value."""
+        return csv_text(self.columns(), self.rows)
 
     def series(self, name: str, x: str = "epoch") -> tuple[list[float], list[float]]:
-        """The epochs (or places in another column) that have a finite value of this one, and the values."""
+        """The epochs (or values of another column) that have a finite value of this one, and the values."""
         pairs = [(row.get(x, math.nan), row.get(name, math.nan)) for row in self.rows]
-        pairs = [(place, value) for place, value in pairs if math.isfinite(place) and math.isfinite(value)]
+        pairs = [pair for pair in pairs if math.isfinite(pair[0]) and math.isfinite(pair[1])]
         return [place for place, _ in pairs], [value for _, value in pairs]
 
     def best(self, name: str, x: str = "epoch") -> tuple[float, float]:
-        """Where a metric was best, and its value there; it has to have one."""
-        better = max if name in HIGHER_IS_BETTER else min
-        return better(zip(*self.series(name, x), strict=True), key=lambda pair: pair[1])
+        """The epoch in which a metric of `METRICS` was best, and its value; it needs a finite one."""
+        return max(zip(*self.series(name, x), strict=True), key=lambda pair: METRICS[name].rank(pair[1]))
 
     def draw(self, folder: Path) -> list[Path]:
         """Write `loss.png`, `val_metrics.png` and the summary `output.png` to `folder`; returns the paths."""
-        return save_pictures(draw_runs({"": self}), folder)
+        return save_figures(draw_runs({"": self}), folder)
 
 
-class Floor(NamedTuple):
-    """A value of a metric that a run should beat, and whose it is."""
+class Baseline(NamedTuple):
+    """A value of a metric that a run should beat, drawn as a horizontal line."""
 
     metric: str
     value: float
     label: str
 
 
+class Style(NamedTuple):
+    """Settings that all panels of a figure share; see `draw_runs`."""
+
+    x: str
+    smooth: float
+    baselines: Sequence[Baseline]
+
+
 def draw_runs(
-    runs: dict[str, MetricsTracker], *, x: str = "epoch", smooth: float = SMOOTH, floors: Sequence[Floor] = ()
+    runs: dict[str, MetricsTracker],
+    *,
+    x: str = "epoch",
+    smooth: float = SMOOTH,
+    baselines: Sequence[Baseline] = (),
 ) -> "dict[str, Figure]":
-    """The pictures by file name: a panel for every loss, one for every metric, and a summary.
+    """Figures by file name: a panel for every loss, one for every metric, and a summary.
 
     Args:
-        runs: by the name that the legend gives them, or that the title gives the only one.
-        x: the column along which they are drawn: epoch, step or images.
+        runs: by their names in the legend, or in the title if there is one.
+        x: the column of the horizontal axis: epoch, step or images.
         smooth: standard deviation of the smoothing window, in percent of a curve's values; 0 for none.
-        floors: horizontal lines.
     """
     columns = dict.fromkeys(name for run in runs.values() for name in run.columns())
     names = [name for name in columns if any(run.series(name, x)[0] for run in runs.values())]
     losses = [name for name in names if name.startswith("loss_")]
-    metrics = [name for name in names if name in LABELS]
     summary = {title_of(name): [name] for name in ("loss_total", "psnr", "boundary_psnr", "ssim")}
-    if len(runs) == 1:  # one colour a curve, not one a run
-        summary = {
-            "total loss": ["loss_total"],
-            "losses by term": [name for name in losses if name != "loss_total"],
-            "PSNR, dB": ["psnr", "boundary_psnr"],
-            "SSIM (hole)": ["ssim"],
-        }
-    panels = {
-        "loss.png": ("Training losses", {title_of(name): [name] for name in losses}),
-        "val_metrics.png": ("Validation metrics", {title_of(name): [name] for name in metrics}),
-        "output.png": ("Summary", summary),
-    }
+    if len(runs) == 1:  # colours tell curves apart, not runs
+        terms = [name for name in losses if name != "loss_total"]
+        summary = {"total loss": ["loss_total"], "losses by term": terms}
+        summary |= {"PSNR, dB": ["psnr", "boundary_psnr"], title_of("ssim"): ["ssim"]}
+    metrics = {title_of(name): [name] for name in names if name in METRICS}
+    style = Style(x, smooth, baselines)
     return {
-        file: draw_panels(title, each, runs, x=x, smooth=smooth, floors=floors)
-        for file, (title, each) in panels.items()
+        "loss.png": draw_panels("Training losses", {title_of(name): [name] for name in losses}, runs, style),
+        "val_metrics.png": draw_panels("Validation metrics", metrics, runs, style),
+        "output.png": draw_panels("Summary", summary, runs, style),
     }
 
 
 def title_of(name: str) -> str:
-    return LABELS.get(name, f"{name.removeprefix('loss_')} loss")
+    return METRICS[name].title if name in METRICS else f"{name.removeprefix('loss_')} loss"
 
 
 def draw_panels(
-    title: str,
-    panels: dict[str, list[str]],
-    runs: dict[str, MetricsTracker],
-    *,
-    x: str,
-    smooth: float,
-    floors: Sequence[Floor],
+    title: str, panels: dict[str, list[str]], runs: dict[str, MetricsTracker], style: Style
 ) -> "Figure":
-    """One small graph a panel, at most three beside each other, over one range of `x`.
+    """Draw one small graph per panel, at most three side by side, over one range of x.
 
     Args:
         panels: the columns of each, by its title; several only if there is one run.
@@ -198,9 +173,9 @@ def draw_panels(
     down = -(-len(panels) // across)
     width, height = max(4.2 * across, 6.0), 2.9 * down + 0.6
     names = [plain(name) for name in runs]
-    beside = max(1, int(width / (0.7 + 0.08 * max(map(len, names)))))  # legend entries in a line
+    legend_columns = max(1, int(width / (0.7 + 0.08 * max(map(len, names)))))
     if len(runs) > 1:
-        height += 0.2 * -(-len(runs) // beside)
+        height += 0.2 * -(-len(runs) // legend_columns)
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots(down, across, squeeze=False)
     for axis in axes.flat[len(panels) :]:
@@ -209,13 +184,13 @@ def draw_panels(
     is_smoothed = False
     for axis, (heading, columns) in zip(axes.flat, panels.items(), strict=False):
         axis.set_title(heading, fontsize=10)
-        is_smoothed |= draw_panel(axis, columns, list(runs.values()), x, smooth, floors)
+        is_smoothed |= draw_panel(axis, columns, list(runs.values()), style)
 
-    note = f"faint: as measured; bold: smoothed by a Gaussian window, σ = {smooth:g} % of a curve's values"
+    note = f"faint: measured; bold: smoothed by a Gaussian window, σ = {style.smooth:g} % of a curve's values"
     if len(runs) > 1:
-        handles = [Line2D([], [], **look(i)) for i in range(len(runs))]
+        handles = [Line2D([], [], **line_style(i)) for i in range(len(runs))]
         figure.legend(
-            handles, names, loc="outside lower center", ncols=beside, fontsize=9, frameon=False,
+            handles, names, loc="outside lower center", ncols=legend_columns, fontsize=9, frameon=False,
             title=note if is_smoothed else None, title_fontsize=8,
         )  # fmt: skip
     elif is_smoothed:
@@ -224,145 +199,50 @@ def draw_panels(
     return figure
 
 
-def draw_panel(
-    axis: "Axes",
-    columns: list[str],
-    runs: list[MetricsTracker],
-    x: str,
-    smooth: float,
-    floors: Sequence[Floor],
-) -> bool:
-    """Draw the columns of all runs, the best of each metric, and its floors.
+def draw_panel(axis: "Axes", columns: list[str], runs: list[MetricsTracker], style: Style) -> bool:
+    """Draw columns of all runs, the best value of each metric, and its baselines.
 
     Returns:
-        whether a curve is smoothed.
+        Whether a curve is smoothed.
     """
     curves = [
-        (i if len(runs) > 1 else j, column, run)
+        (line_style(i if len(runs) > 1 else j), column, run)
         for j, column in enumerate(columns)
         for i, run in enumerate(runs)
-        if run.series(column, x)[0]
+        if run.series(column, style.x)[0]
     ]
     is_smoothed, values = False, []
-    for number, column, run in curves:
-        name = title_of(column).removesuffix(" loss") if len(columns) > 1 else None
-        is_smoothed |= draw_curve(axis, *run.series(column, x), smooth, label=name, **look(number))
-        values += run.series(column, x)[1]
-        if column in LABELS:
-            place, best = run.best(column, x)
+    for line, column, run in curves:
+        x, y = run.series(column, style.x)
+        label = title_of(column).removesuffix(" loss") if len(columns) > 1 else None
+        is_smoothed |= draw_curve(axis, x, y, style.smooth, label=label, **line)
+        values += y
+        if column in METRICS:
+            place, best = run.best(column, style.x)
             label = f"best {best:.4g}" if len(runs) == len(columns) == 1 else None
-            axis.plot(
-                place, best, "o", markersize=7, fillstyle="none", color=look(number)["color"], label=label
-            )
+            axis.plot(place, best, "o", markersize=7, fillstyle="none", color=line["color"], label=label)
     for j, column in enumerate(columns if curves else []):
-        mine = [floor for floor in floors if floor.metric == column]
-        for floor, dashes in zip(mine, FLOOR_DASHES * len(mine), strict=False):
-            color = look(j)["color"] if len(columns) > 1 else "0.3"
-            label = f"{plain(floor.label)} {floor.value:.4g}"
-            axis.axhline(floor.value, color=color, linestyle=dashes, linewidth=1.1, label=label)
-    places = [row[x] for run in runs for row in run.rows if math.isfinite(row.get(x, math.nan))]
+        color = line_style(j)["color"] if len(columns) > 1 else "0.3"
+        lines = [baseline for baseline in style.baselines if baseline.metric == column]
+        for (_, value, name), dashes in zip(lines, BASELINE_DASHES * len(lines), strict=False):
+            label = f"{plain(name)} {value:.4g}"
+            axis.axhline(value, color=color, linestyle=dashes, linewidth=1.1, label=label)
+    places = [row[style.x] for run in runs for row in run.rows if math.isfinite(row.get(style.x, math.nan))]
     is_loss = all(name.startswith("loss_") for name in columns)
-    finish_axis(axis, x, places, values, may_be_log=is_loss)
+    finish_axis(axis, style.x, places, values, may_be_log=is_loss)
     return is_smoothed
 
 
-def look(number: int) -> dict[str, Any]:
-    """Colour and dashes of the curve of this number: other dashes where the colours are used up."""
-    dashes = DASHES[number // len(COLOURS) % len(DASHES)]
-    return {"color": COLOURS[number % len(COLOURS)], "linestyle": dashes}
-
-
-def draw_curve(
-    axis: "Axes", x: list[float], y: list[float], smooth: float, label: str | None, **look: Any
-) -> bool:
-    """Draw the values faintly and their smoothed course boldly, or one bold line where the two are the same.
-
-    Returns:
-        whether smoothing changed anything.
-    """
-    smoothed = smooth_values(y, smooth / 100 * len(y))
-    changed = smoothed != y
-    marker = "o" if len(y) <= MAX_MARKERS else ""
-    if changed:
-        faint = {"color": look["color"], "linewidth": 0.7, "alpha": 0.35}
-        axis.plot(*thin(x, y), marker=marker, markersize=2.5, **faint)
-    marker = "" if changed else marker
-    axis.plot(*thin(x, smoothed), marker=marker, markersize=3.5, linewidth=1.6, label=label, **look)
-    return changed
-
-
-def smooth_values(values: list[float], sigma: float) -> list[float]:
-    """The mean of the values around each one, weighted by a Gaussian that is cut off at 3 σ.
-
-        s_i = Σ_j w_(i-j) v_j / Σ_j w_(i-j),    w_k = exp(-k² / 2σ²) [|k| <= 3σ]
-
-    Unlike a moving average over the past it does not lag behind; at the ends it averages over what there
-    is, and where 3 σ reach no neighbour the values stay as they are.
-
-    Args:
-        sigma: in values; 0 for no smoothing.
-    """
-    reach = min(int(3 * sigma), len(values) - 1)
-    if reach < 1:
-        return values
-    weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
-    sums, totals = (np.convolve(each, weights)[reach:-reach] for each in (values, np.ones(len(values))))
-    return (sums / totals).tolist()
-
-
-def thin(x: list[float], y: list[float]) -> tuple[list[float], list[float]]:
-    """At most `MAX_POINTS` of the points: lowest and highest of each stretch, so that no peak is lost."""
-    if len(y) <= MAX_POINTS:
-        return x, y
-    stretches = np.array_split(np.arange(len(y)), MAX_POINTS // 2)
-    kept = sorted({extreme(each, key=y.__getitem__) for each in stretches for extreme in (min, max)})
-    return [x[i] for i in kept], [y[i] for i in kept]
-
-
-def finish_axis(axis: "Axes", x: str, places: list[float], values: list[float], may_be_log: bool) -> None:
-    """Limits, ticks, grid and legend of a panel whose curves, with these values, are drawn."""
-    from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator
-
-    if not values:
-        axis.text(0.5, 0.5, "nothing measured yet", transform=axis.transAxes, ha="center", color="0.4")
-        axis.set(xticks=[], yticks=[])
-        return
-    axis.set_xlabel(X_LABELS[x], fontsize=9)
-    axis.tick_params(labelsize=8)
-    axis.grid(alpha=0.3)
-    low, high = min(places), max(places)
-    margin = 0.03 * (high - low) or abs(high) or 1.0  # a single place stands in the middle
-    axis.set_xlim(low - margin, high + margin)
-    axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    if x != "epoch":
-        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
-    if may_be_log and 0 < LOG_RATIO * min(values) < max(values):
-        axis.set_yscale("log")
-        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.yaxis.set_minor_locator(NullLocator())
-    else:
-        axis.ticklabel_format(axis="y", useOffset=False)
-    if axis.get_legend_handles_labels()[0]:  # below, where it hides nothing
-        axis.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.17), frameon=False)
-
-
-def plain(name: str) -> str:
-    """A name as it fits into a legend, which else reads formulas and leaves out names that begin with _."""
-    name = name if len(name) <= MAX_NAME else f"{name[: MAX_NAME // 2]}…{name[-MAX_NAME // 2 + 1 :]}"
-    return ("\u200b" if name.startswith("_") else "") + name.replace("$", r"\$")
-
-
-def save_pictures(pictures: "dict[str, Figure]", folder: Path) -> list[Path]:
-    """Write the pictures, each whole or not at all; returns their paths."""
-    for name, figure in pictures.items():
+def save_figures(figures: "dict[str, Figure]", folder: Path) -> list[Path]:
+    """Write figures, each whole or not at all; returns their paths."""
+    for name, figure in figures.items():
         with atomic_path(folder / name) as temporary:
             figure.savefig(temporary, dpi=110, format="png")
-    return [folder / name for name in pictures]
+    return [folder / name for name in figures]
 
 
 def find_table(run: str) -> Path:
-    """The table of a run that is named by its folder, or by the table itself.
+    """The table of a run that is given by its folder, or by the table itself.
 
     Raises:
         UserError: if there is none.
@@ -376,18 +256,18 @@ def find_table(run: str) -> Path:
 
 
 def name_runs(tables: list[Path]) -> list[str]:
-    """The names of the runs' folders, or of files not called metrics.csv, with parents that part them."""
+    """Names of the runs' folders, or of files not called metrics.csv, with parents as needed."""
     paths = [path.resolve() for path in tables]
     places = [path.parent if path.name == "metrics.csv" else path.with_suffix("") for path in paths]
     names = []
     for place, path in zip(places, paths, strict=True):
         tails = [place.parts[-n:] for n in range(1, len(place.parts))]
-        alone = [tail for tail in tails if sum(other.parts[-len(tail) :] == tail for other in places) == 1]
-        names.append("/".join(alone[0]) if alone else str(path))
+        unique = [tail for tail in tails if sum(p.parts[-len(tail) :] == tail for p in places) == 1]
+        names.append("/".join(unique[0]) if unique else str(path))
     return names
 
 
-def parse_floor(text: str) -> Floor:
+def parse_baseline(text: str) -> Baseline:
     """`metric=value`, or `metric=value:label`."""
     metric, _, rest = text.partition("=")
     number, _, label = rest.partition(":")
@@ -395,36 +275,144 @@ def parse_floor(text: str) -> Floor:
         value = float(number)
     except ValueError:
         value = math.nan
-    if metric not in LABELS or not math.isfinite(value):
+    if metric not in METRICS or not math.isfinite(value):
         raise argparse.ArgumentTypeError(
-            f"must be METRIC=VALUE:NAME with a metric of {', '.join(LABELS)}, got {text}"
+            f"must be METRIC=VALUE:NAME with a metric of {', '.join(METRICS)}, got {text}"
         )
-    return Floor(metric, value, label or "floor")
+    return Baseline(metric, value, label or "baseline")
 
 
-def read_floors(path: Path) -> list[Floor]:
-    """The scores of the classical methods in an evaluation's `report.json`.
+def read_baselines(path: Path) -> list[Baseline]:
+    """The scores of the baselines in an evaluation's `report.json`.
 
     Raises:
-        UserError: if it holds none.
+        UserError: if there are none.
     """
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"--floors: cannot read {path}: {error.strerror}") from None
+        raise UserError(f"--baselines: cannot read {path}: {error.strerror}") from None
     except ValueError:
-        raise UserError(f"--floors: {path} is not JSON") from None
-    methods = report.items() if isinstance(report, dict) else ()
-    floors = [
-        Floor(metric, float(value), BASELINE_NAMES.get(name, name.replace("_", " ")))
-        for name, scores in methods
-        if isinstance(scores, dict) and name not in WITHOUT_BASELINES
+        raise UserError(f"--baselines: {path} is not JSON") from None
+    report = report if isinstance(report, dict) else {}
+    baselines = [
+        Baseline(metric, float(value), BASELINE_LABELS.get(name, name.replace("_", " ")))
+        for name, scores in report.get("methods", report).items()  # older reports hold them at the top
+        if isinstance(scores, dict) and name not in NOT_DRAWN
         for metric, value in scores.items()
-        if metric in LABELS and isinstance(value, int | float) and math.isfinite(value)
+        if metric in METRICS and isinstance(value, int | float) and math.isfinite(value)
     ]
-    if not floors:
-        raise UserError(f"--floors: {path} holds no scores of {' or '.join(BASELINE_NAMES)}")
-    return floors
+    if not baselines:
+        raise UserError(f"--baselines: {path} holds no scores of {' or '.join(BASELINE_LABELS)}")
+    return baselines
+
+
+X_LABELS = {"epoch": "epoch", "step": "optimizer steps", "images": "training images seen"}
+
+
+# Okabe and Ito, "Color Universal Design", 2008, without the yellow, which is faint on white
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+
+DASHES = ("-", "--", "-.", ":")  # for curves, one after the other when all colours are used
+
+
+MAX_MARKERS = 40  # values of a curve, above which they get no markers
+
+
+MAX_POINTS = 400  # drawn points per curve: a panel is about as many pixels wide
+
+
+MAX_NAME = 60  # letters in a legend's entry
+
+
+LOG_RATIO = 10  # ratio of largest to smallest loss, above which a panel's axis is logarithmic
+
+
+def line_style(number: int) -> dict[str, Any]:
+    """Colour and dashes of a curve by its number."""
+    dashes = DASHES[number // len(COLORS) % len(DASHES)]
+    return {"color": COLORS[number % len(COLORS)], "linestyle": dashes}
+
+
+def draw_curve(
+    axis: "Axes", x: list[float], y: list[float], smooth: float, label: str | None, **line: Any
+) -> bool:
+    """Draw the values faintly and a smoothed curve boldly, or one bold curve if the two are equal.
+
+    Returns:
+        Whether smoothing changed anything.
+    """
+    smoothed = smooth_values(y, smooth / 100 * len(y))
+    changed = smoothed != y
+    marker = "o" if len(y) <= MAX_MARKERS else ""
+    if changed:
+        axis.plot(*thin(x, y), marker=marker, markersize=2.5, color=line["color"], linewidth=0.7, alpha=0.35)
+    marker = "" if changed else marker
+    axis.plot(*thin(x, smoothed), marker=marker, markersize=3.5, linewidth=1.6, label=label, **line)
+    return changed
+
+
+def smooth_values(values: list[float], sigma: float) -> list[float]:
+    """Smooth by the mean of the values around each one, weighted by a Gaussian that is cut off at 3 σ.
+
+        s_i = Σ_j w_(i-j) v_j / Σ_j w_(i-j),    w_k = exp(-k² / 2σ²) [|k| <= 3σ]
+
+    Unlike a moving average over the past it does not lag behind. The window is cut off at the ends of the
+    curve; if 3 σ reach no neighbour, the values are returned unchanged.
+
+    Args:
+        sigma: number of values; 0 for no smoothing.
+    """
+    reach = min(int(3 * sigma), len(values) - 1)
+    if reach < 1:
+        return values
+    weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
+    sums, totals = (np.convolve(x, weights)[reach:-reach] for x in (values, np.ones(len(values))))
+    return (sums / totals).tolist()
+
+
+def thin(x: list[float], y: list[float]) -> tuple[list[float], list[float]]:
+    """Keep at most `MAX_POINTS` points: lowest and highest of each stretch, so that no peak is lost."""
+    if len(y) <= MAX_POINTS:
+        return x, y
+    stretches = np.array_split(np.arange(len(y)), MAX_POINTS // 2)
+    kept = sorted({extreme(part, key=y.__getitem__) for part in stretches for extreme in (min, max)})
+    return [x[i] for i in kept], [y[i] for i in kept]
+
+
+def finish_axis(axis: "Axes", x: str, places: list[float], values: list[float], may_be_log: bool) -> None:
+    """Set limits, ticks, grid and legend of a panel in which curves of these values are drawn."""
+    from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+    if not values:
+        axis.text(0.5, 0.5, "nothing measured yet", transform=axis.transAxes, ha="center", color="0.4")
+        axis.set(xticks=[], yticks=[])
+        return
+    axis.set_xlabel(X_LABELS[x], fontsize=9)
+    axis.tick_params(labelsize=8)
+    axis.grid(alpha=0.3)
+    low, high = min(places), max(places)
+    margin = 0.03 * (high - low) or abs(high) or 1.0  # a single point: in the middle
+    axis.set_xlim(low - margin, high + margin)
+    axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    if x != "epoch":
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+    if may_be_log and 0 < LOG_RATIO * min(values) < max(values):
+        axis.set_yscale("log")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.yaxis.set_minor_locator(NullLocator())
+    else:
+        axis.ticklabel_format(axis="y", useOffset=False)
+    if axis.get_legend_handles_labels()[0]:  # below, so as not to hide curves
+        axis.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.17), frameon=False)
+
+
+def plain(name: str) -> str:
+    """A name as matplotlib's legend shows it: shortened, and not read as a formula or as hidden."""
+    name = name if len(name) <= MAX_NAME else f"{name[: MAX_NAME // 2]}…{name[-MAX_NAME // 2 + 1 :]}"
+    return ("\u200b" if name.startswith("_") else "") + name.replace("$", r"\$")
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -434,18 +422,20 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         UserError: for a flag that is unknown or out of its range.
     """
     parser = OneLineParser(prog="metric_tracker.py", description="Draw the curves of runs.")
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="the folder of a run, or its metrics.csv")
-    parser.add_argument("--save_dir", metavar="DIR",
-                        help="where loss.png, val_metrics.png and output.png are written; "
-                             "of one run, its visualizations unless told otherwise")  # fmt: skip
-    parser.add_argument("--x", default="epoch", choices=X_LABELS,
-                        help="what to draw along; images is fair where batch sizes differ")  # fmt: skip
-    parser.add_argument("--smooth", type=float, default=SMOOTH, metavar="PERCENT",
-                        help="standard deviation of the Gaussian smoothing window, in percent "
-                             "of a curve's values; 0: as measured")  # fmt: skip
-    parser.add_argument("--floor", type=parse_floor, action="append", default=[], metavar="METRIC=VALUE:NAME",
-                        help="a horizontal line, psnr=19.66:Telea; may be repeated")  # fmt: skip
-    parser.add_argument("--floors", metavar="FILE", help="report.json of test.py: lines of what it lists")
+    add = parser.add_argument
+    add("runs", nargs="+", metavar="RUN", help="folder of a run, or its metrics.csv")
+    # fmt: off
+    add("--save_dir", metavar="DIR",
+        help="folder for loss.png, val_metrics.png and output.png (default, for one run: its visualizations)")
+    add("--x", default="epoch", choices=X_LABELS, help="horizontal axis; images if batch sizes differ")
+    add("--smooth", type=float, default=SMOOTH, metavar="PERCENT",
+        help="standard deviation of the smoothing window, in percent of a curve's values; 0 for no smoothing")
+    add("--baseline", type=parse_baseline, action="append", default=[], metavar="METRIC=VALUE:NAME",
+        help="draw a horizontal line, such as psnr=19.66:Telea; may be repeated")
+    add("--baselines", metavar="FILE", help="draw the scores of all baselines in this report.json of test.py")
+    # fmt: on
+    parser.add_alias("--floor", "--baseline")
+    parser.add_alias("--floors", "--baselines")
     args = parser.parse_args(argv)
     if not 0 <= args.smooth <= 100:
         raise UserError(f"--smooth: must be between 0 and 100 percent, got {args.smooth:g}")
@@ -453,10 +443,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def draw_command(args: argparse.Namespace) -> None:
-    """Draw what the command line asks for, and print the best of every run.
+    """Draw the curves that the command line asks for, and print the best epoch of every run.
 
     Raises:
-        UserError: if a run, a floor or the folder is not as it has to be.
+        UserError: if a run, a baseline or the folder cannot be used.
     """
     tables = list({path.resolve(): path for path in map(find_table, args.runs)}.values())
     if args.save_dir is None and (len(tables) > 1 or tables[0].name != "metrics.csv"):
@@ -467,13 +457,13 @@ def draw_command(args: argparse.Namespace) -> None:
     for name, run in runs.items():
         if args.x not in run.columns():
             raise UserError(f"--x: {name} has no column {args.x}")
-    for floor in args.floor:
-        if not any(run.series(floor.metric)[0] for run in trackers):
-            raise UserError(f"--floor: no value of {floor.metric} in {', '.join(runs)}")
-    floors = [*args.floor, *(read_floors(Path(args.floors)) if args.floors else ())]
-    pictures = draw_runs(runs, x=args.x, smooth=args.smooth, floors=floors)
+    for baseline in args.baseline:
+        if not any(run.series(baseline.metric)[0] for run in trackers):
+            raise UserError(f"--baseline: no value of {baseline.metric} in {', '.join(runs)}")
+    baselines = [*args.baseline, *(read_baselines(Path(args.baselines)) if args.baselines else ())]
+    figures = draw_runs(runs, x=args.x, smooth=args.smooth, baselines=baselines)
     try:
-        paths = save_pictures(pictures, folder)
+        paths = save_figures(figures, folder)
     except OSError as error:
         raise UserError(f"--save_dir: cannot write to {folder}: {error.strerror}") from None
     for name, run in runs.items():
@@ -487,7 +477,7 @@ def draw_command(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Draw as the command line says; returns the exit status, 2 for a user's mistake."""
+    """Run the command; returns the exit status, 2 for a user error."""
     try:
         draw_command(parse_args(argv))
     except UserError as error:

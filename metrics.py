@@ -1,11 +1,11 @@
-"""Metrics of a completion, per image and over the hole alone; means are over images, never over batches."""
+"""Metrics of completions, per image, and the one rule for their means over images."""
 
 import functools
 import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,7 +13,70 @@ import torch.nn.functional as F
 
 from utils import UserError, load_tensors
 
-MAX_PSNR = 100.0  # dB, of equal images
+MAX_PSNR = 100.0  # dB, for equal images
+
+
+class Metric(NamedTuple):
+    """A row of `METRICS`: the texts and rules for the scores of one name.
+
+    Attributes:
+        region: the pixels it is about (`hole`, `boundary` or `image`); `counts` follows from it.
+        better: `higher`, `lower`, `zero` (nearest to 0), or "" if neither end is better.
+        headline: whether the table by bucket and ablations show it.
+    """
+
+    name: str
+    label: str
+    unit: str = ""
+    region: str = "image"
+    better: str = ""
+    digits: int = 4
+    about: str = ""
+    headline: bool = True
+
+    @property
+    def title(self) -> str:
+        """The label with its unit, for an axis or a column."""
+        return f"{self.label}, {self.unit}" if self.unit else self.label
+
+    def rank(self, value: float) -> float:
+        """A number that is larger for a better value."""
+        return {"higher": value, "lower": -value, "zero": -abs(value)}[self.better]
+
+
+# fmt: off
+METRICS = {metric.name: metric for metric in (
+    Metric("psnr",          "PSNR (hole)",     "dB", "hole",     "higher", 2,
+           "peak signal-to-noise ratio in the hole; higher is better"),
+    Metric("ssim",          "SSIM (hole)",     "",   "hole",     "higher", 4,
+           "structural similarity in the hole; higher is better"),
+    Metric("boundary_psnr", "PSNR (boundary)", "dB", "boundary", "higher", 2,
+           "PSNR over the missing pixels next to known ones; low where a seam shows"),
+    Metric("seam_jump",     "seam",            "",   "boundary", "zero",   4,
+           "step across the hole's edge, minus the true one; positive where a seam shows, negative where the "
+           "edge is smoother than in the truth", headline=False),
+    Metric("l1",            "L1 (hole)",       "",   "hole",     "lower",  5,
+           "mean absolute difference in the hole, of a range of 1; lower is better"),
+    Metric("lpips",         "LPIPS",           "",   "image",    "lower",  4,
+           "distance between AlexNet's features, close to human judgement; lower is better"),
+    Metric("psnr_full",     "PSNR (image)",    "dB", "image",    "higher", 2,
+           "PSNR over the whole image, known pixels included", headline=False),
+    Metric("ssim_full",     "SSIM (image)",    "",   "image",    "higher", 4,
+           "SSIM over the whole image, known pixels included", headline=False),
+)}
+# fmt: on
+
+
+def counts(name: str, mask_ratio: float) -> bool:
+    """Whether an image of this mask ratio has the region that a metric is about: a hole, or a boundary."""
+    region = METRICS[name].region if name in METRICS else "image"
+    return {"hole": mask_ratio > 0, "boundary": 0 < mask_ratio < 1, "image": True}[region]
+
+
+def mean_over_images(name: str, values: Sequence[float], mask_ratios: Sequence[float]) -> float:
+    """The mean of a metric over the images in which it `counts`, or over all if it counts in none."""
+    pairs = zip(values, mask_ratios, strict=True)
+    return float(np.mean([value for value, ratio in pairs if counts(name, ratio)] or values))
 
 
 def psnr(
@@ -39,7 +102,7 @@ def boundary_psnr(
 ) -> torch.Tensor:
     """PSNR of each image over the missing pixels within `boundary_width` pixels of a known one.
 
-    Shapes, range and cap as of `psnr`; a hole without a rim (empty, or the whole image) gets the cap.
+    Shapes, range and cap are those of `psnr`; a mask without a boundary (empty or full) gets the cap.
     """
     return psnr(pred, target, boundary_band(mask.float(), boundary_width) * mask, data_range)
 
@@ -51,36 +114,31 @@ def l1(pred: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None = Non
 
 
 def seam_jump(pred: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """How much harder the step across the hole's edge is than in the truth, (B,) in [-1, 1].
+    """Step across the hole's edge, minus the true one, (B,) in [-1, 1]; 0 for a mask without an edge.
 
-    The mean absolute difference of neighbours of which one is known and one missing (pairs in a row or a
-    column), of `pred` less that of `target`: 0 is as in the truth, a seam is above, and a completion that is
-    smoother at the edge than the truth is below. 0 for a hole without an edge.
+    The step is the mean absolute difference over the pairs of neighbours (in a row or a column) of which one
+    is known and the other missing. A seam is positive, an edge that is smoother than in the truth negative.
 
     Shapes:
         pred, target (B, C, H, W); mask (B, 1, H, W), 1 = missing.
     """
     mask = exact(mask)
-    steps, pairs = [], []
+    excess, is_edge = [], []
     for dim in (2, 3):
-        length = mask.shape[dim] - 1
-        pairs.append((mask.narrow(dim, 0, length) != mask.narrow(dim, 1, length)).flatten(1))
-        each = [
-            (image.narrow(dim, 0, length) - image.narrow(dim, 1, length)).abs().mean(dim=1)
-            for image in (exact(pred), exact(target))
-        ]
-        steps.append((each[0] - each[1]).flatten(1))
-    step, pair = torch.cat(steps, dim=1), torch.cat(pairs, dim=1)
-    return (step * pair).sum(dim=1) / pair.sum(dim=1).clamp_min(1)
+        is_edge.append(mask.diff(dim=dim).ne(0).flatten(1))
+        step, true_step = (exact(image).diff(dim=dim).abs().mean(dim=1) for image in (pred, target))
+        excess.append((step - true_step).flatten(1))
+    edges = torch.cat(is_edge, dim=1)
+    return (torch.cat(excess, dim=1) * edges).sum(dim=1) / edges.sum(dim=1).clamp_min(1)
 
 
 def exact(image: torch.Tensor) -> torch.Tensor:
-    """In float64, so that no mean depends on the order of its sum; on the CPU if the device has none."""
+    """An image in float64, so that no mean depends on the order of its sum; MPS has none: on the CPU."""
     return image.to("cpu" if image.device.type == "mps" else image.device, torch.float64)
 
 
 def _mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """The mean of (B, C, H, W) over the mask of each image, (B,); 0 for an empty one."""
+    """Mean of (B, C, H, W) over the mask of each image, (B,); 0 for an empty mask."""
     mask = mask.to(values)
     return (values * mask).sum(dim=(1, 2, 3)) / (mask.sum(dim=(1, 2, 3)) * values.shape[1]).clamp_min(1)
 
@@ -104,7 +162,7 @@ def ssim(
 
 
 def _mean_ssim(similarity: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """The mean of an SSIM map (B, C, H, W) over a hole, as `ssim` says: (B,)."""
+    """Mean of an SSIM map (B, C, H, W) over the mask of each image, (B,); borders as in `ssim`."""
     mask = mask.to(similarity)
     inside = torch.zeros_like(mask)
     inside[..., 5:-5, 5:-5] = 1
@@ -116,7 +174,7 @@ def _mean_ssim(similarity: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 def _ssim_map(pred: torch.Tensor, target: torch.Tensor, data_range: float = 1.0) -> torch.Tensor:
-    """SSIM at every pixel and channel in float64, the border reflected: (B, C, H, W)."""
+    """SSIM at every pixel and channel, (B, C, H, W) float64; the image is reflected at its border."""
     x, y = exact(pred) / data_range, exact(target) / data_range
     offsets = torch.arange(-5, 6, dtype=x.dtype)
     window = torch.exp(-(offsets**2) / (2 * 1.5**2))
@@ -151,15 +209,10 @@ def _lpips_network(weights: str | None, device: torch.device) -> torch.nn.Module
         raise UserError("--use_lpips: needs the lpips package: pip install lpips") from None
     trunk = load_trunk("alexnet", weights, "--lpips_weights").state_dict()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the package calls torchvision the old way
-        network = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)  # with its own linear layers
-    for piece in (
-        network.net.slice1,
-        network.net.slice2,
-        network.net.slice3,
-        network.net.slice4,
-        network.net.slice5,
-    ):
+        warnings.simplefilter("ignore")  # the package uses deprecated arguments of torchvision
+        network = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)  # pnet_rand: no download
+    for number in range(1, 6):
+        piece = getattr(network.net, f"slice{number}")
         piece.load_state_dict({key: trunk[key] for key in piece.state_dict()})
     return network.to(device).eval().requires_grad_(False)
 
@@ -189,13 +242,13 @@ def lpips_score(pred: torch.Tensor, target: torch.Tensor, weights: str | None = 
 def mean_interval(
     values: Sequence[float], num_resamples: int = 10_000, seed: int = 0
 ) -> tuple[float, float] | None:
-    """The 95 % confidence interval of the mean of a sample: bootstrap, with expanded percentiles.
+    """95 % confidence interval of a sample's mean: bootstrap with expanded percentiles.
 
-    Of n values the plain percentiles of the resampled means (Efron, "Bootstrap Methods: Another Look at the
-    Jackknife", 1979) are narrow by √((n-1)/n) and by the difference of Student's t and the normal
-    distribution; they are moved outwards by as much: Hesterberg, "What Teachers Should Know About the
-    Bootstrap", The American Statistician 2015, section 3.3. The order of the values does not matter.
-    None for fewer than two.
+    The plain percentiles of the resampled means (Efron, "Bootstrap Methods: Another Look at the Jackknife",
+    1979) are too narrow for n values, by √((n-1)/n) and by the difference between Student's t and the normal
+    distribution. They are expanded accordingly: Hesterberg, "What Teachers Should Know About the Bootstrap",
+    The American Statistician 2015, section 3.3. The order of the values does not matter. None for fewer than
+    two values.
     """
     from scipy import stats  # slow to import
 
@@ -210,10 +263,6 @@ def mean_interval(
     return float(low), float(high)
 
 
-HOLE_METRICS = ("psnr", "ssim", "l1")
-RIM_METRICS = ("boundary_psnr", "seam_jump")
-
-
 def all_metrics(
     pred: torch.Tensor,
     target: torch.Tensor,
@@ -223,7 +272,7 @@ def all_metrics(
     use_lpips: bool = False,
     lpips_weights: str | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Every metric of composited images, by name, (B,) each; arguments as of the single functions."""
+    """Every metric of composited images, (B,) each, by the names of `METRICS`; see the single functions."""
     mask = mask.float()
     similarity = _ssim_map(pred, target)
     scores = {
@@ -240,22 +289,13 @@ def all_metrics(
     return scores
 
 
-def counts(name: str, mask_ratio: float) -> bool:
-    """Whether a metric means something of an image with this missing share: of the hole it needs one, of the
-    rim one with an edge."""
-    return mask_ratio > 0 if name in HOLE_METRICS else name not in RIM_METRICS or 0 < mask_ratio < 1
-
-
 class MetricsCalculator:
-    """Accumulates the metrics of composited images; the means do not depend on the batches.
-
-    An image without a hole counts in no metric of the hole, one without a rim in no metric of the rim;
-    only if no image counts is the mean that of the values that those images get by definition.
+    """Accumulates the metrics of composited images; the means (see `mean_over_images`) ignore the batches.
 
     Args:
         boundary_width: pixels.
         use_lpips: add `lpips`.
-        lpips_weights: as of `lpips_score`.
+        lpips_weights: see `lpips_score`.
     """
 
     def __init__(
@@ -264,7 +304,7 @@ class MetricsCalculator:
         self.settings: dict[str, Any] = {"boundary_width": boundary_width, "use_lpips": use_lpips}
         self.settings["lpips_weights"] = lpips_weights
         self.values: dict[str, list[float]] = {}
-        self.ratios: list[float] = []
+        self.mask_ratios: list[float] = []
 
     def update(self, pred: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> dict[str, list[float]]:
         """Add a batch: pred, target (B, 3, H, W), mask (B, 1, H, W); returns its values by image."""
@@ -272,17 +312,12 @@ class MetricsCalculator:
         batch = {name: values.tolist() for name, values in scores.items()}
         for name, values in batch.items():
             self.values.setdefault(name, []).extend(values)
-        self.ratios += mask.float().mean(dim=(1, 2, 3)).tolist()
+        self.mask_ratios += mask.float().mean(dim=(1, 2, 3)).tolist()
         return batch
 
     def compute(self) -> dict[str, float]:
         """The mean of every metric over the images so far; empty if there were none."""
-        means = {}
-        for name, values in self.values.items():
-            pairs = zip(values, self.ratios, strict=True)
-            counted = [value for value, ratio in pairs if counts(name, ratio)] or values
-            means[name] = sum(counted) / len(counted)
-        return means
+        return {name: mean_over_images(name, x, self.mask_ratios) for name, x in self.values.items()}
 
 
 def dilate(mask: torch.Tensor, width: int) -> torch.Tensor:
@@ -292,9 +327,9 @@ def dilate(mask: torch.Tensor, width: int) -> torch.Tensor:
 
 
 def boundary_band(mask: torch.Tensor, width: int) -> torch.Tensor:
-    """The rim of the hole: pixels of either side within `width` pixels of the other, (B, 1, H, W) in {0, 1}.
+    """Boundary band of the hole: pixels on either side within `width` pixels of the other.
 
-    Empty where the hole is empty or covers the whole image. Its missing half is `band * mask`.
+    (B, 1, H, W) in {0, 1}; empty if the mask is empty or full. Its missing half is `band * mask`.
     """
     return dilate(mask, width) * dilate(1 - mask, width)
 
@@ -303,31 +338,28 @@ def load_trunk(name: str, weights: str | None, flag: str) -> torch.nn.Sequential
     """The convolutional layers of torchvision's `alexnet` or `vgg16`, trained on ImageNet.
 
     Args:
-        weights: file whose `features.*` are read; None for torchvision's download cache.
-        flag: what errors call that file.
+        weights: file with the `features.*` layers; None for torchvision's download cache.
+        flag: the flag that errors name.
 
     Raises:
-        UserError: saying which file to put where, if there are no weights.
+        UserError: if there are no weights, with the file to download and its place; or if they do not fit.
     """
-    import torchvision.models  # slow to import, needed only here
+    import torchvision.models  # slow to import
 
     url = torchvision.models.get_model_weights(name).IMAGENET1K_V1.url
     place = Path(torch.hub.get_dir(), "checkpoints", Path(url).name)
     if not weights and not place.exists():
         try:
             torch.hub.load_state_dict_from_url(url, map_location="cpu", progress=False)
-        except (OSError, RuntimeError):  # no network, or a download that is not what it should be
+        except (OSError, RuntimeError):  # no connection, or a damaged download
             raise UserError(
                 f"{flag}: cannot download the weights of {name}; put {place.name} into {place.parent}, "
                 f"or name a file with its features.* layers by {flag}"
             ) from None
     state = load_tensors(Path(weights) if weights else place, flag, "weights file")
     trunk = torchvision.models.get_model(name, weights=None).features
-    prefix = "features."
     try:
-        trunk.load_state_dict(
-            {key.removeprefix(prefix): state[key] for key in state if key.startswith(prefix)}
-        )
+        trunk.load_state_dict({key[9:]: state[key] for key in state if key.startswith("features.")})
     except (AttributeError, TypeError, IndexError, RuntimeError):
         raise UserError(
             f"{flag}: does not hold the features.* layers of {name}: {weights or place}"

@@ -1,126 +1,111 @@
-"""Evaluate a checkpoint: score a folder beside classical methods, or fill holes in images."""
+"""Evaluate a checkpoint: score a folder against baselines, or fill the holes of images."""
 
 import argparse
 import dataclasses
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from utils import DEFAULT_MASK_RATIO, OneLineParser, UserError, make_folder, one_line, run_program
 
 if TYPE_CHECKING:
     from dataset import InpaintingDataset
+    from evaluation.evaluate import ScoreSettings
     from evaluation.mask_packs import PackDataset
+
+RENAMED = {  # earlier names of flags
+    "--max_images": "--test_subset",
+    "--mask_coverage": "--mask_ratio",
+    "--fid": "--use_fid",
+    "--biharmonic": "--use_biharmonic",
+}
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The command line.
 
     Raises:
-        UserError: for a flag that is unknown, missing, or at odds with another.
+        UserError: for a flag that is unknown, missing, out of range, or in conflict with another.
     """
     parser = OneLineParser(prog="test.py", description=__doc__)
-    parser.add_argument(
-        "--checkpoint", default="default", metavar="FILE",
-        help="of train.py, the name of one that comes along, or an ONNX file of export.py",
-    )  # fmt: skip
-    parser.add_argument("--save_dir", default="results", metavar="DIR", help="where everything is written")
-    parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cuda, cuda:1, mps or cpu")
-    parser.add_argument("--use_lpips", action="store_true", help="add LPIPS (needs the lpips package)")
-    parser.add_argument(
-        "--lpips_weights", default="", metavar="FILE", help="file with AlexNet's features.* layers"
-    )
-    parser.add_argument(
-        "--save_attention", action="store_true", help="draw structure and attention of every image"
-    )
-    parser.add_argument(
-        "--invert_mask", action="store_true", help="in mask files black is missing, not white"
-    )
-
-    folder = parser.add_argument_group("score a folder")
-    folder.add_argument(
-        "--test_root", default="", metavar="DIR", help="images, searched recursively; or 'sample'"
-    )
-    folder.add_argument(
-        "--mask_root", default="", metavar="DIR", help="mask files, paired by stem or drawn at random"
-    )
-    folder.add_argument("--mask_ratio", "--mask_coverage", type=float, nargs=2, default=DEFAULT_MASK_RATIO,
-                        metavar=("LOW", "HIGH"),
-                        help="range of missing shares of drawn masks")  # fmt: skip
-    folder.add_argument(
-        "--image_size", type=int, default=0, metavar="PIXELS", help="side of the square crops; 0: as trained"
-    )
-    folder.add_argument(
-        "--max_images", type=int, default=0, metavar="IMAGES", help="at most so many; 0 for all"
-    )
-    folder.add_argument(
-        "--batch_size", type=int, default=8, metavar="IMAGES", help="images the loader reads at once"
-    )
-    folder.add_argument("--num_workers", type=int, default=0, metavar="N", help="loader processes")
-    folder.add_argument("--seed", type=int, default=42, metavar="N", help="of the drawn masks")
-    folder.add_argument(
-        "--make_pack",
-        default="",
-        metavar="DIR",
-        help="draw a pack of masks for the images, and no more",
-    )
-    folder.add_argument("--pack", default="", metavar="DIR", help="masks of a pack instead of drawn ones")
-    folder.add_argument(
-        "--protocol", choices=("default", "paper"), default="default",
-        help="paper adds the variants of PSNR, SSIM and L1 that published tables hold",
-    )  # fmt: skip
-    folder.add_argument(
-        "--biharmonic", action="store_true", help="add scikit-image's biharmonic completion to the floors"
-    )
-    folder.add_argument(
-        "--gallery", action="store_true", help="write gallery.html: every hole, worst first, to be looked at"
-    )
-    folder.add_argument(
-        "--against", default="", metavar="FILE", help="another checkpoint, scored on the same holes"
-    )
-    folder.add_argument("--fid", action="store_true",
-                        help="add the Fréchet distance (needs torchmetrics and torch-fidelity)")  # fmt: skip
-    folder.add_argument("--fid_weights", default="", metavar="FILE", help="InceptionV3's, of torch-fidelity")
-    folder.add_argument("--cache_dir", default="", metavar="DIR", help="where decoded images are kept")
-
-    single = parser.add_argument_group("fill one image, or all in a folder")
-    single.add_argument("--image_path", default="", metavar="PATH", help="a file of any size, or a folder")
-    single.add_argument(
-        "--mask_path",
-        default="",
-        metavar="PATH",
-        help="one mask for all, or a folder of masks of the same names",
-    )
-    single.add_argument("--box", type=parse_box, metavar="X,Y,W,H", help="fill this rectangle instead")
-    single.add_argument(
-        "--alpha_mask", action="store_true", help="fill what is transparent in the image itself"
-    )
-    single.add_argument("--dilate", type=int, default=0, metavar="PIXELS", help="grow the hole by so much")
-    single.add_argument("--feather", type=int, default=0, metavar="PIXELS",
-                        help="blend into what was under the hole, so far inside its edge")  # fmt: skip
-    single.add_argument(
-        "--flip", action="store_true", help="average with the mirrored image's; twice the time"
-    )
-    single.add_argument("--passes", type=int, default=1, metavar="N", help="completions, each over the last")
-    single.add_argument(
-        "--max_memory", type=float, default=2.0, metavar="GIB", help="that filling should need"
-    )
-    single.add_argument(
-        "--max_megapixels", type=float, default=0, metavar="MP", help="refuse larger images; 0 for no limit"
-    )
-    single.add_argument("--lossless", action="store_true", help="write JPEG, HEIC and AVIF as PNG")
-    single.add_argument(
-        "--verify", action="store_true",
-        help="prove by another library that nothing outside the hole changed",
-    )  # fmt: skip
-    single.add_argument(
-        "--overwrite", action="store_true", help="allow writing over an image, or files beside it"
-    )
-    single.add_argument("--skip_existing", action="store_true", help="leave results that are there")
-    single.add_argument("--gt_path", default="", metavar="FILE", help="the true image, to score one result")
+    add_common_flags(parser.add_argument)
+    add_scoring_flags(parser.add_argument_group("score a folder").add_argument)
+    add_filling_flags(parser.add_argument_group("fill one image, or all in a folder").add_argument)
+    for old, flag in RENAMED.items():
+        parser.add_alias(old, flag)
     args = parser.parse_args(argv)
+    check_combinations(args)
+    check_ranges(args)
+    return args
 
+
+# fmt: off
+def add_common_flags(add: Callable[..., argparse.Action]) -> None:
+    add("--checkpoint", default="default", metavar="FILE",
+        help="checkpoint of train.py, name of bundled weights, or ONNX file of export.py")
+    add("--save_dir", default="results", metavar="DIR", help="folder to write everything to")
+    add("--device", default="auto", metavar="NAME", help="device to run on: auto, cuda, cuda:1, mps or cpu")
+    add("--use_lpips", action="store_true", help="add LPIPS to the metrics (needs the lpips package)")
+    add("--lpips_weights", default="", metavar="FILE",
+        help="file with AlexNet's features.* layers for LPIPS (default: torchvision's cache)")
+    add("--save_attention", action="store_true", help="draw structure and attention of every image")
+    add("--invert_mask", action="store_true", help="in mask files black is missing, not white")
+
+
+def add_scoring_flags(add: Callable[..., argparse.Action]) -> None:
+    add("--test_root", default="", metavar="DIR",
+        help="folder of images to score, searched recursively; or 'sample', photographs of scikit-image")
+    add("--mask_root", default="", metavar="DIR",
+        help="folder of mask files, paired with images by name or drawn at random")
+    add("--mask_ratio", type=float, nargs=2, default=DEFAULT_MASK_RATIO, metavar=("LOW", "HIGH"),
+        help="mask ratio range of random masks")
+    add("--image_size", type=int, default=0, metavar="PIXELS",
+        help="side of the square crops to score; 0: the checkpoint's training size")
+    add("--test_subset", type=int, default=0, metavar="IMAGES", help="maximum number of images; 0 for all")
+    add("--num_workers", type=int, default=0, metavar="N", help="number of loader processes")
+    add("--seed", type=int, default=42, metavar="N", help="random seed of masks and of the subset")
+    add("--make_pack", default="", metavar="DIR", help="draw a pack of masks to this folder, and stop")
+    add("--pack", default="", metavar="DIR", help="use the masks of this pack, not random ones")
+    add("--protocol", choices=("default", "paper"), default="default",
+        help="paper adds the variants of PSNR, SSIM and L1 that published tables use")
+    add("--use_biharmonic", action="store_true", help="add biharmonic inpainting, a slow baseline")
+    add("--gallery", action="store_true", help="write gallery.html, which shows every hole, worst first")
+    add("--against", default="", metavar="FILE", help="second checkpoint to score on the same holes")
+    add("--use_fid", action="store_true",
+        help="add the Fréchet distance (needs torchmetrics and torch-fidelity)")
+    add("--fid_weights", default="", metavar="FILE",
+        help="file with torch-fidelity's InceptionV3 weights (default: torch's download cache)")
+    add("--cache_dir", default="", metavar="DIR",
+        help="folder for the cache of decoded images (default: the user's cache folder)")
+    add("--no_cache", action="store_true", help="decode images every time, without a cache")
+
+
+def add_filling_flags(add: Callable[..., argparse.Action]) -> None:
+    add("--image_path", default="", metavar="PATH", help="image file to fill, of any size; or a folder")
+    add("--mask_path", default="", metavar="PATH",
+        help="mask file for all images, or a folder of mask files of the images' names")
+    add("--box", type=parse_box, metavar="X,Y,W,H", help="rectangle to fill, in pixels")
+    add("--alpha_mask", action="store_true", help="fill the transparent pixels of the image itself")
+    add("--dilate", type=int, default=0, metavar="PIXELS", help="dilate the mask by this many pixels")
+    add("--feather", type=int, default=0, metavar="PIXELS",
+        help="width, inside the hole, of the blend with the pixels under it")
+    add("--flip", action="store_true", help="average with the mirrored image's completion; twice the time")
+    add("--passes", type=int, default=1, metavar="N", help="number of completions, each from the one before")
+    add("--max_memory", type=float, default=2.0, metavar="GIB", help="approximate memory limit while filling")
+    add("--max_megapixels", type=float, default=0, metavar="MP", help="refuse larger images; 0 for no limit")
+    add("--lossless", action="store_true", help="write JPEG, HEIC and AVIF images as PNG")
+    add("--verify", action="store_true",
+        help="check by another library that no pixel outside the hole changed")
+    add("--overwrite", action="store_true", help="allow overwriting the image itself, or files beside it")
+    add("--skip_existing", action="store_true", help="skip images whose results exist")
+    add("--gt_path", default="", metavar="FILE", help="true image, to score the completion of one image")
+# fmt: on
+
+
+def check_combinations(args: argparse.Namespace) -> None:
+    """Raise a `UserError` for flags that exclude or need each other."""
     if bool(args.test_root) == bool(args.image_path):
         raise UserError("--test_root or --image_path: exactly one of them is required")
     if args.checkpoint.endswith(".onnx") and (args.save_attention or args.device not in ("auto", "cpu")):
@@ -130,9 +115,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         )
     if (args.make_pack or args.pack) and not args.test_root:
         raise UserError("--make_pack and --pack: --test_root is required with them")
-    if args.pack and (args.make_pack or args.mask_root or args.max_images or args.image_size):
+    if args.pack and (args.make_pack or args.mask_root or args.test_subset or args.image_size):
         raise UserError(
-            "--pack: not with --make_pack, --mask_root, --max_images or --image_size, which it fixes"
+            "--pack: not with --make_pack, --mask_root, --test_subset or --image_size, which it fixes"
         )
     sources = [bool(args.mask_path), bool(args.box), args.alpha_mask]
     if args.image_path and sum(sources) != 1:
@@ -141,6 +126,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         )
     if args.gt_path and Path(args.image_path).is_dir():
         raise UserError("--gt_path: scores one image, not a folder")
+
+
+def check_ranges(args: argparse.Namespace) -> None:
+    """Raise a `UserError` for a number out of its range."""
     low, high = args.mask_ratio
     if not 0 < low <= high < 1:
         raise UserError(
@@ -150,23 +139,14 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         value = getattr(args, name)
         if not math.isfinite(value) or value < 0 or (name == "max_memory" and value == 0):
             raise UserError(f"--{name}: must be a finite number above 0, got {value:g}")
-    for name, least in (
-        ("image_size", 0),
-        ("max_images", 0),
-        ("batch_size", 1),
-        ("num_workers", 0),
-        ("seed", 0),
-        ("dilate", 0),
-        ("feather", 0),
-        ("passes", 1),
-    ):
+    for name in ("image_size", "test_subset", "num_workers", "seed", "dilate", "feather", "passes"):
+        least = 1 if name == "passes" else 0
         if getattr(args, name) < least:
             raise UserError(f"--{name}: must be at least {least}, got {getattr(args, name)}")
     if 0 < args.image_size < 16:
         raise UserError(f"--image_size: must be at least 16 pixels, got {args.image_size}")
     if args.seed >= 2**32:
         raise UserError(f"--seed: must be below 2^32, got {args.seed}")
-    return args
 
 
 def parse_box(text: str) -> tuple[int, int, int, int]:
@@ -180,7 +160,7 @@ def parse_box(text: str) -> tuple[int, int, int, int]:
 
 def fill(args: argparse.Namespace) -> int:
     """Fill one image file, or all in a folder; returns the exit status, 1 if some could not be filled."""
-    from evaluation.evaluate import describe  # slow to import: torch
+    from evaluation.evaluate import ScoreSettings, evaluate_file  # slow to import: torch
     from inference.checkpoints import open_network
     from inference.device import select_device
     from inference.fill_files import FillSettings, fill_file, fill_folder
@@ -188,6 +168,9 @@ def fill(args: argparse.Namespace) -> int:
 
     names = [field.name for field in dataclasses.fields(FillSettings)]
     settings = FillSettings(**{name: getattr(args, name) for name in names})
+    scoring = ScoreSettings(
+        (), args.use_lpips, args.lpips_weights or None, save_attention=args.save_attention
+    )
     trained = open_network(args.checkpoint, select_device(args.device), "--checkpoint")
     inpainter = Inpainter(
         trained.network, max_memory=args.max_memory * 2**30, flip=args.flip, passes=args.passes
@@ -198,15 +181,7 @@ def fill(args: argparse.Namespace) -> int:
         if job is None:
             failed += 1
         elif job.truth is not None or args.save_attention:
-            describe(
-                trained.network,
-                job,
-                Path(args.save_dir),
-                checkpoint=str(args.checkpoint),
-                save_attention=args.save_attention,
-                use_lpips=args.use_lpips,
-                lpips_weights=args.lpips_weights or None,
-            )
+            evaluate_file(trained.network, job, Path(args.save_dir), args.checkpoint, scoring)
     return int(failed > 0)
 
 
@@ -215,52 +190,18 @@ def make_pack(args: argparse.Namespace) -> None:
     from evaluation.mask_packs import DEFAULT_SIZE, make_pack  # slow to import: torch
 
     size = args.image_size or DEFAULT_SIZE
-    count = make_pack(args.test_root, Path(args.make_pack), size, args.seed, args.max_images or None)
+    count = make_pack(args.test_root, Path(args.make_pack), size, args.seed, args.test_subset or None)
     print(f"{args.make_pack}: {count:,} masks of {size} px and manifest.json")
 
 
-def open_for_scoring(args: argparse.Namespace, image_size: int) -> "InpaintingDataset | PackDataset":
-    """The images of `--test_root`, under the masks that the flags ask for."""
-    from dataset import InpaintingDataset, report_unreadable
-    from evaluation.mask_packs import PackDataset
-
-    if args.pack:
-        return PackDataset(Path(args.pack), args.test_root, args.cache_dir)
-    dataset = InpaintingDataset(
-        args.test_root,
-        image_size,
-        training=False,
-        max_images=args.max_images or None,
-        mask_ratio=tuple(args.mask_ratio),
-        mask_root=args.mask_root,
-        invert_mask=args.invert_mask,
-        seed=args.seed,
-        cache_dir=args.cache_dir,
-        flag="--test_root",
-    )
-    report_unreadable(dataset)
-    return dataset
-
-
 def score(args: argparse.Namespace) -> None:
-    """Score a folder of images against the baselines; write the report, the completions and the gallery."""
-    import torch  # slow to import, and all that follows with it
-
-    from dataset import Loader
-    from evaluation.baselines import BASELINES
-    from evaluation.evaluate import (
-        OUTPUTS,
-        ScoreSettings,
-        refuse_outputs,
-        score_folder,
-        summary_lines,
-        versions,
-    )
-    from evaluation.mask_packs import PackDataset
+    """Score a folder of images against baselines; write the report, the completions and the gallery."""
+    from dataset import Loader  # slow to import: torch
+    from evaluation.evaluate import OUTPUTS, refuse_outputs, score_folder
     from evaluation.paper_metrics import FrechetDistance
+    from evaluation.report import to_text
     from inference.checkpoints import open_network
     from inference.device import select_device
-    from metrics import lpips_score
 
     folder = Path(args.save_dir)
     make_folder(folder, "--save_dir")
@@ -268,46 +209,88 @@ def score(args: argparse.Namespace) -> None:
     trained = open_network(args.checkpoint, device, "--checkpoint")
     against = open_network(args.against, device, "--against") if args.against else None
     refuse_outputs(args.test_root, folder / OUTPUTS)
-    if args.use_lpips:  # find out before anything is written
-        probe = torch.zeros(1, 3, 64, 64)
-        lpips_score(probe, probe, args.lpips_weights or None)
-    frechet = FrechetDistance(args.fid_weights or None, device) if args.fid else None
-    dataset = open_for_scoring(args, args.image_size or trained.settings["image_size"])
-    masks = f"drawn, {args.mask_ratio[0]:g} to {args.mask_ratio[1]:g} missing"
-    protocol = {
-        "checkpoint": str(args.checkpoint),
-        "weights_sha256": trained.weights_sha256,
-        "image_size": dataset.image_size,
-        "masks": f"pack, sha256 {dataset.digest}"
-        if isinstance(dataset, PackDataset)
-        else args.mask_root or masks,
-        "seed": args.seed,
-        "versions": versions(),
-    }
+    settings = make_score_settings(args)
+    frechet = FrechetDistance(args.fid_weights or None, device) if args.use_fid else None
+    dataset = open_dataset(args, args.image_size or trained.settings["image_size"])
+    protocol = describe_protocol(args, dataset, trained.weights_sha256)
     if against is not None:
         protocol |= {"against": args.against, "against_sha256": against.weights_sha256}
-    settings = ScoreSettings(
-        baselines=tuple(name for name in BASELINES if args.biharmonic or name != "biharmonic"),
+    loader = Loader(dataset, num_workers=args.num_workers)
+    other_network = None if against is None else against.network
+    report = score_folder(trained.network, loader, folder, protocol, settings, other_network, frechet)
+    print(to_text(report))
+    print(f"report.md, report.json, metrics.csv and images in {folder}")
+
+
+def make_score_settings(args: argparse.Namespace) -> "ScoreSettings":
+    """The methods and metrics that the flags ask for; a `UserError` if LPIPS cannot be computed."""
+    import torch  # slow to import
+
+    from evaluation.baselines import BASELINES
+    from evaluation.evaluate import ScoreSettings
+    from metrics import lpips_score
+
+    lpips_weights = args.lpips_weights or None
+    if args.use_lpips:  # fail before anything is written
+        probe = torch.zeros(1, 3, 64, 64)
+        lpips_score(probe, probe, lpips_weights)
+    return ScoreSettings(
+        baselines=tuple(name for name, row in BASELINES.items() if args.use_biharmonic or not row.is_slow),
         use_lpips=args.use_lpips,
-        lpips_weights=args.lpips_weights or None,
+        lpips_weights=lpips_weights,
         paper=args.protocol == "paper",
         save_attention=args.save_attention,
         gallery=args.gallery,
     )
-    loader = Loader(dataset, batch_size=args.batch_size, num_workers=args.num_workers)
-    report = score_folder(
-        trained.network, loader, folder, protocol, settings, against.network if against else None, frechet
+
+
+def open_dataset(args: argparse.Namespace, image_size: int) -> "InpaintingDataset | PackDataset":
+    """The images of `--test_root` with the masks that the flags ask for."""
+    from dataset import InpaintingDataset, report_unreadable  # slow to import: torch
+    from evaluation.mask_packs import PackDataset
+
+    cache_dir = None if args.no_cache else args.cache_dir
+    if args.pack:
+        return PackDataset(Path(args.pack), args.test_root, cache_dir)
+    dataset = InpaintingDataset(
+        args.test_root,
+        image_size,
+        training=False,
+        max_images=args.test_subset or None,
+        mask_ratio=tuple(args.mask_ratio),
+        mask_root=args.mask_root,
+        invert_mask=args.invert_mask,
+        seed=args.seed,
+        cache_dir=cache_dir,
+        flag="--test_root",
     )
-    print("\n".join(summary_lines(report)))
-    print(f"report.md, report.json, metrics.csv and pictures in {folder}")
+    report_unreadable(dataset)
+    return dataset
+
+
+def describe_protocol(
+    args: argparse.Namespace, dataset: "InpaintingDataset | PackDataset", digest: str
+) -> dict[str, Any]:
+    """The settings that a reader needs to repeat the scores."""
+    from evaluation.evaluate import versions  # slow to import: torch
+    from evaluation.mask_packs import PackDataset
+
+    low, high = args.mask_ratio
+    masks = args.mask_root or f"drawn, {low:g} to {high:g} missing"
+    if isinstance(dataset, PackDataset):
+        masks = f"pack, sha256 {dataset.digest}"
+    return {
+        "checkpoint": str(args.checkpoint),
+        "weights_sha256": digest,
+        "image_size": dataset.image_size,
+        "masks": masks,
+        "seed": args.seed,
+        "versions": versions(),
+    }
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Evaluate as the command line says.
-
-    Returns:
-        The exit status: 2 for a user error, 1 if some images of a folder could not be filled.
-    """
+    """Run the command; returns the exit status: 2 for a user error, 1 if some images could not be filled."""
     try:
         args = parse_args(argv)
         from inference.device import seed_everything  # slow to import: torch

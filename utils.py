@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import csv
 import errno
 import io
 import json
@@ -10,7 +11,7 @@ import pickle
 import sys
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,11 +27,23 @@ def one_line(error: UserError) -> str:
     return str(error).strip().splitlines()[-1].removeprefix(f"{UserError.__module__}.UserError: ")
 
 
+class DefaultsFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Help with the default of every flag that has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        empty = action.default in ("", None, []) or action.default is False
+        return action.help if empty else super()._get_help_string(action)
+
+
 class OneLineParser(argparse.ArgumentParser):
     """A parser whose errors are `UserError`s: one line, without the usage."""
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **kwargs)
+        super().__init__(allow_abbrev=False, formatter_class=DefaultsFormatter, **kwargs)
+
+    def add_alias(self, old: str, flag: str) -> None:
+        """Accept `old`, an earlier name of a flag, which `--help` does not show."""
+        self._option_string_actions[old] = self._option_string_actions[flag]
 
     def error(self, message: str) -> NoReturn:
         raise UserError(message)
@@ -106,6 +119,15 @@ def write_text(text: str, path: Path) -> None:
     with atomic_path(path) as temporary:
         # a name that is not UTF-8 is written as the bytes that it is
         temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
+
+
+def csv_text(columns: Iterable[str], rows: Iterable[Mapping[str, object]]) -> str:
+    """A table as CSV; a cell is empty if the row has no such column."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(columns), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def write_json(content: dict[str, Any], path: Path) -> None:

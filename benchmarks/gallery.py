@@ -1,9 +1,8 @@
-"""A picture of the best, the median and the worst completions of scikit-image's photographs.
+"""Draw the best, the median and the worst completions of scikit-image's photographs.
 
-Every photograph, cut to a square of 256 pixels, gets holes drawn from the seed in three ranges of
-mask_ratio. All completions are sorted by PSNR in the hole; three of each kind are drawn, with what
-`cv2.inpaint` makes of the same hole and the truth. None of the photographs was trained on by the
-weights that come with the project.
+Every photograph, cut to a square of 256 pixels, gets random holes in three ranges of the mask ratio. All
+completions are sorted by PSNR in the hole; three of each kind are drawn, beside the better result of
+`cv2.inpaint` for the same hole and the truth. The bundled weights were trained on none of these photographs.
 """
 
 import sys
@@ -31,7 +30,7 @@ NAMES = (
 )  # fmt: skip
 BUCKETS = ((0.1, 0.2), (0.2, 0.4), (0.4, 0.6))
 SIZE = 256  # pixels
-SHOWN = 3  # of the best, of the median, of the worst
+SHOWN = 3  # completions of each kind: best, median, worst
 GAP = 4  # pixels
 
 
@@ -47,7 +46,7 @@ def photographs() -> dict[str, np.ndarray]:
 
 
 def psnr(filled: np.ndarray, image: np.ndarray, hole: np.ndarray) -> float:
-    """In the hole, dB."""
+    """PSNR in the hole, dB; images (H, W, 3) uint8, hole (H, W) bool."""
     mask = torch.from_numpy(hole)[None, None]
     return metrics.psnr(to_tensor(filled), to_tensor(image), mask).item()
 
@@ -55,8 +54,10 @@ def psnr(filled: np.ndarray, image: np.ndarray, hole: np.ndarray) -> float:
 def main(argv: list[str] | None = None) -> int:
     parser = OneLineParser(prog="gallery.py", description=__doc__)
     parser.add_argument("file", metavar="FILE", help="PNG to write")
-    parser.add_argument("--checkpoint", default="default", metavar="FILE", help="as of test.py")
-    parser.add_argument("--seed", type=int, default=42, metavar="N", help="of the holes")
+    parser.add_argument(
+        "--checkpoint", default="default", metavar="FILE", help="checkpoint, or name of bundled weights"
+    )
+    parser.add_argument("--seed", type=int, default=42, metavar="N", help="random seed of the holes")
     try:
         args = parser.parse_args(argv)
         inpainter = Inpainter.from_checkpoint(args.checkpoint, "cpu")
@@ -69,26 +70,26 @@ def main(argv: list[str] | None = None) -> int:
         for bucket, mask_ratio in enumerate(BUCKETS):
             hole = random_mask(SIZE, SIZE, mask_ratio, np.random.default_rng([args.seed, number, bucket])) > 0
             inputs = to_tensor(image), torch.from_numpy(hole)[None, None].float()
-            classical = [to_bytes(BASELINES[method](*inputs))[0] for method in OPENCV]
-            floor = max(classical, key=lambda filled: psnr(filled, image, hole))
+            opencv = [to_bytes(BASELINES[method].fill(*inputs))[0] for method in OPENCV]
+            baseline = max(opencv, key=lambda filled: psnr(filled, image, hole))
             ours = inpainter(image, hole)
             masked = np.where(hole[:, :, None], 255, image)
-            pictures = [masked, floor, ours, image]
-            rows.append((psnr(ours, image, hole), psnr(floor, image, hole), name, hole.mean(), pictures))
+            images = [masked, baseline, ours, image]
+            rows.append((psnr(ours, image, hole), psnr(baseline, image, hole), name, hole.mean(), images))
     rows.sort(key=lambda row: -row[0])
     middle = (len(rows) - SHOWN) // 2
     chosen = [*rows[:SHOWN], *rows[middle : middle + SHOWN], *rows[-SHOWN:]]
 
     cell = SIZE + GAP
     canvas = np.full((SHOWN * cell + GAP, 3 * (4 * cell + 4 * GAP) - 3 * GAP, 3), 255, np.uint8)
-    for i, (score, floor_score, name, share, pictures) in enumerate(chosen):
+    for i, (score, baseline_score, name, ratio, images) in enumerate(chosen):
         column, line = divmod(i, SHOWN)
-        for j, picture in enumerate(pictures):
+        for j, image in enumerate(images):
             top, left = GAP + line * cell, GAP + column * (4 * cell + 4 * GAP) + j * cell
-            canvas[top : top + SIZE, left : left + SIZE] = picture
+            canvas[top : top + SIZE, left : left + SIZE] = image
         kind = ("best", "median", "worst")[column]
-        gain = score - floor_score
-        print(f"| {kind} | {Path(name).stem} | {share:.0%} | {score:.2f} | {floor_score:.2f} | {gain:+.2f} |")
+        scores = f"{score:.2f} | {baseline_score:.2f} | {score - baseline_score:+.2f}"
+        print(f"| {kind} | {Path(name).stem} | {ratio:.0%} | {scores} |")
     with atomic_path(Path(args.file)) as temporary:
         temporary.write_bytes(cv2.imencode(".png", canvas[:, :, ::-1])[1].tobytes())
     gains = [row[0] - row[1] for row in rows]

@@ -1,4 +1,4 @@
-"""One self-contained page on which the completions of an evaluation are looked at, worst first."""
+"""A self-contained HTML page that shows the completions of an evaluation, worst first."""
 
 import base64
 import contextlib
@@ -11,103 +11,82 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from evaluation.mask_packs import bucket_order
 from inference.visualize import viridis
+from metrics import METRICS, Metric
 from utils import atomic_path
 
 PAGE = Path(__file__).with_name("gallery.html")
-QUALITY = 88  # of the WebP pictures, which are for looking at: scores are computed before
-EFFORT = 2  # of 6: 0.6 of the default's time for files 4 % larger
+QUALITY = 88  # WebP; scores are computed before compression
+EFFORT = 2  # WebP, 0 to 6: 0.6 of the default's time for files 4 % larger
 MAX_ERROR = 0.25  # mean absolute difference that gets the brightest colour
 
 
 @dataclass(frozen=True)
 class Against:
-    """What a second checkpoint made of the same hole: scores of the same names, and its own pictures."""
+    """A second checkpoint's scores, by the same names, and images for the same hole."""
 
     scores: dict[str, float]
-    pictures: dict[str, np.ndarray]
+    images: dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One hole: its scores, and its pictures, each (H, W, 3) uint8.
+    """One hole: its scores, and its images, each (H, W, 3) uint8.
 
     Args:
-        name: of the image; need not be unique.
-        scores: by the names of `METRICS`, or others.
+        name: the image's; need not be unique.
+        scores: by the names of `SCORES`, or others.
         mask: (H, W), 1 = missing.
-        pictures: `truth` and `output`, and any others, by the names of `PICTURES` or of classical methods.
+        images: `truth` and `output`, and any others, by the names of `IMAGES` or of baselines.
     """
 
     name: str
     bucket: str
     scores: dict[str, float]
     mask: np.ndarray
-    pictures: dict[str, np.ndarray]
+    images: dict[str, np.ndarray]
     against: Against | None = None
 
 
-class Metric(NamedTuple):
-    """How a score is written, which end of it is worse (`low`, `high` or neither), and what it is."""
-
-    label: str
-    unit: str = ""
-    digits: int = 3
-    worst: str = ""
-    about: str = ""
-    factor: float = 1
-    signed: bool = False
-
-
 # fmt: off
-METRICS = {
-    "gain":          Metric("gain", "dB", 2, "low", signed=True,
-                            about="PSNR of the output minus that of the best classical method on the same "
-                                  "hole; below zero, the network is worse than it"),
-    "difference":    Metric("difference in gain", "dB", 2, "low", signed=True,
-                            about="gain of the first checkpoint minus that of the second, on the same hole"),
-    "psnr":          Metric("PSNR", "dB", 2, "low", "peak signal-to-noise ratio in the hole; more is better"),
-    "boundary_psnr": Metric("PSNR, rim", "dB", 2, "low",
-                            "of the missing pixels next to known ones: low where a seam shows"),
-    "ssim":          Metric("SSIM", "", 3, "low", "structural similarity in the hole, more is better"),
-    "seam_jump":     Metric("seam", "", 4, "high", signed=True,
-                            about="how much harder the step across the hole's edge is than in the truth"),
-    "l1":            Metric("L1", "", 4, "high",
-                            "mean absolute difference in the hole, of a range of 1; less is better"),
-    "lpips":         Metric("LPIPS", "", 3, "high",
-                            "distance between AlexNet's features, nearer to what people see; less is better"),
-    "psnr_full":     Metric("PSNR, all", "dB", 2, "low", "of the whole image, known pixels included"),
-    "ssim_full":     Metric("SSIM, all", "", 3, "low", "of the whole image, known pixels included"),
-    "mask_ratio":    Metric("hole", "%", 1, factor=100, about="missing share of the image"),
+GAINS = {
+    "gain":       Metric("gain", "gain", "dB", "hole", "higher", 2,
+                         "PSNR of the output minus that of the best baseline on the same hole; below "
+                         "zero, the network is worse"),
+    "difference": Metric("difference", "difference in gain", "dB", "hole", "higher", 2,
+                         "gain of the first checkpoint minus that of the second, on the same hole"),
 }
-PICTURES = {  # label, and what it is
-    "input":     ("input", "what the network was given: the hole is white"),
+SCORES = GAINS | METRICS | {
+    "mask_ratio": Metric("mask_ratio", "mask ratio", "%", digits=1, about="missing part of the image"),
+}
+IMAGES = {  # label and description
+    "input":     ("input", "the network's input: the hole is white"),
     "output":    ("output", "the completion: the network's pixels in the hole, the image's own outside"),
-    "truth":     ("truth", "the image as it was"),
-    "error":     ("error", "where the output differs from the truth: absolute difference, averaged over the "
-                           f"channels, from 0 (dark) to {MAX_ERROR:g} of the range and more (bright); known "
-                           "pixels are pale grey"),
+    "truth":     ("truth", "the original image"),
+    "error":     ("error", "absolute difference of output and truth, averaged over the channels, from 0 "
+                           f"(dark) to {MAX_ERROR:g} of the range or more (bright); known pixels pale grey"),
     "coarse":    ("coarse", "the coarse decoder's completion, before refinement"),
-    "refined":   ("refined", "the refinement's output as it left the network, outside the hole as well"),
-    "structure": ("S", "structure confidence, from 0 (dark) to 1 (bright): where edges and corners are"),
-    "stage 1":   ("stage 1", "where the structure stage looks to fill the hole; brightest is most"),
-    "stage 2":   ("stage 2", "where the shape stage looks"),
-    "stage 3":   ("stage 3", "where the texture stage looks"),
+    "refined":   ("refined", "the refinement's output before compositing, known pixels included"),
+    "structure": ("S", "structure confidence, from 0 (dark) to 1 (bright): high at edges and corners"),
+    "stage 1":   ("stage 1", "attention of the structure stage from inside the hole; brightest is most"),
+    "stage 2":   ("stage 2", "attention of the shape stage"),
+    "stage 3":   ("stage 3", "attention of the texture stage"),
 }
 # fmt: on
-FLOOR = "what this classical method makes of the same hole"
-SHARED = ("input", "truth")  # with the classical methods: the same for both checkpoints
+BASELINE = "this baseline's completion of the same hole"
+SHARED = ("input", "truth")  # like the baselines' completions, the same for both checkpoints
 
 
 def error_map(output: np.ndarray, truth: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Absolute difference in the hole, averaged over the channels, as colours; known pixels in pale grey.
+    """Absolute difference in the hole, averaged over the channels, in colours; known pixels pale grey.
 
-    Its mean over the hole is the score `l1`. A difference of `MAX_ERROR` or more gets the brightest colour.
+    Its mean over the hole is the metric `l1`. A difference of `MAX_ERROR` or more gets the brightest colour.
 
     Shapes:
         output, truth (H, W, 3) uint8; mask (H, W), 1 = missing. Returns (H, W, 3) uint8.
@@ -118,13 +97,13 @@ def error_map(output: np.ndarray, truth: np.ndarray, mask: np.ndarray) -> np.nda
 
 
 def line_through(mask: np.ndarray) -> float:
-    """Where the line between two pictures starts, in per cent: a quarter of the hole is left of it."""
+    """First position of the line between two images, in per cent: a quarter of the hole is left of it."""
     missing = (mask > 0).sum(axis=0).cumsum()
     return 100 * float(np.searchsorted(missing, missing[-1] / 4)) / len(missing)
 
 
 def data_uri(pixels: np.ndarray) -> str:
-    """(H, W, 3) uint8 as a WebP picture inside an address."""
+    """(H, W, 3) uint8 as a WebP image in a data URI."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, format="WEBP", quality=QUALITY, method=EFFORT)
     return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
@@ -134,17 +113,17 @@ def data_uri(pixels: np.ndarray) -> str:
 def gallery_writer(
     path: Path, *, title: str, protocol: Mapping[str, object], labels: tuple[str, ...]
 ) -> Iterator[Callable[[Entry], None]]:
-    """Yield a function that adds an entry; the page is whole at `path` once the context ends without error.
+    """Yield a function that adds an entry; the page is written to `path` if the context ends without error.
 
-    Pictures go into the file as they come, so that only names and scores stay in memory.
+    Images go into the file one by one, so that only names and scores stay in memory.
 
     Args:
-        protocol: what a reader has to know to repeat the numbers, name and value.
-        labels: names of the checkpoint, or of both where entries have an `against`.
+        protocol: the settings that a reader needs to repeat the numbers, by name.
+        labels: names of the checkpoint, or of both if entries have an `against`.
     """
     head, tail = _fill_in(PAGE.read_text(encoding="utf-8"), title, protocol).split("<!-- entries -->\n")
     rows: list[dict[str, Any]] = []
-    kinds: dict[str, None] = {}  # in the order of their first appearance
+    found: dict[str, None] = {}  # names of images, in the order of their first appearance
 
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
         file.write(head)
@@ -152,75 +131,78 @@ def gallery_writer(
         def add(entry: Entry) -> None:
             if (entry.against is not None) != (len(labels) == 2):
                 raise ValueError(f"{entry.name}: {len(labels)} labels for its checkpoints")
-            truth, mask = entry.pictures["truth"], entry.mask
-            pictures = {
-                "input": np.where(mask[:, :, None] > 0, np.uint8(255), truth),
-                **entry.pictures,
-                "error": error_map(entry.pictures["output"], truth, mask),
-            }
-            scores, sides = dict(entry.scores), [pictures]
-            if entry.against is not None:
-                scores["difference"] = scores["gain"] - entry.against.scores["gain"]
-                error = error_map(entry.against.pictures["output"], truth, mask)
-                sides.append({**entry.against.pictures, "error": error})
-            kinds.update(dict.fromkeys(kind for side in sides for kind in side))
-            encoded = [{kind: data_uri(each) for kind, each in side.items()} for side in sides]
-            file.write(_script(f"pictures-{len(rows)}", encoded))
-            rows.append(
-                {
-                    "id": len(rows),
-                    "name": entry.name,
-                    "bucket": entry.bucket,
-                    "size": [mask.shape[1], mask.shape[0]],
-                    "line": line_through(mask),
-                    "scores": _finite(scores),
-                    "against": None if entry.against is None else _finite(entry.against.scores),
-                }
-            )
+            sides = _images_by_side(entry)
+            found.update(dict.fromkeys(name for side in sides for name in side))
+            encoded = [{name: data_uri(image) for name, image in side.items()} for side in sides]
+            file.write(_script(f"images-{len(rows)}", encoded))
+            rows.append({"id": len(rows), **_row(entry)})
 
         yield add
         rows.sort(key=lambda row: math.inf if row["scores"].get("gain") is None else row["scores"]["gain"])
-        file.write(_script("data", {"labels": labels, "entries": rows, **_legend(rows, kinds)}))
+        file.write(_script("data", {"labels": labels, "entries": rows, **_legend(rows, found)}))
         file.write(tail)
 
 
-def _legend(rows: list[dict[str, Any]], kinds: dict[str, None]) -> dict[str, Any]:
-    """The metrics, pictures and buckets that occur, each in the order in which the page names them."""
-    found = dict.fromkeys(name for row in rows for name in row["scores"])
-    metrics = [name for name in METRICS if name in found] + [name for name in found if name not in METRICS]
-    pictures = [kind for kind in PICTURES if kind in kinds] + [kind for kind in kinds if kind not in PICTURES]
-    words = {kind: PICTURES.get(kind, (kind.replace("_", " "), FLOOR)) for kind in pictures}
+def _images_by_side(entry: Entry) -> list[dict[str, np.ndarray]]:
+    """The images of the checkpoint, and of the second one if there is one, with input and error maps."""
+    truth, mask = entry.images["truth"], entry.mask
+    images = {"input": np.where(mask[:, :, None] > 0, np.uint8(255), truth), **entry.images}
+    sides = [images, entry.against.images] if entry.against is not None else [images]
+    return [{**side, "error": error_map(side["output"], truth, mask)} for side in sides]
+
+
+def _row(entry: Entry) -> dict[str, Any]:
+    """An entry without its images, for the page's data."""
+    scores, against = dict(entry.scores), entry.against
+    if against is not None:
+        scores["difference"] = scores["gain"] - against.scores["gain"]
     return {
-        "metrics": [{"key": name, **METRICS.get(name, Metric(name))._asdict()} for name in metrics],
-        "pictures": [
-            {
-                "key": kind,
-                "label": words[kind][0],
-                "about": words[kind][1],
-                "shared": kind in SHARED or kind not in PICTURES,
-            }
-            for kind in pictures
+        "name": entry.name,
+        "bucket": entry.bucket,
+        "size": [entry.mask.shape[1], entry.mask.shape[0]],
+        "line": line_through(entry.mask),
+        "scores": _finite(scores),
+        "against": None if against is None else _finite(against.scores),
+    }
+
+
+def _legend(rows: list[dict[str, Any]], images: dict[str, None]) -> dict[str, Any]:
+    """The metrics, images and buckets that occur, each in the order in which the page lists them."""
+    scores = dict.fromkeys(name for row in rows for name in row["scores"])
+    metrics = [SCORES.get(name, Metric(name, name)) for name in _in_order(scores, SCORES)]
+    return {
+        "metrics": [
+            {**metric._asdict(), "signed": metric.better == "zero" or metric.name in GAINS}
+            for metric in metrics
         ],
-        "buckets": sorted(
-            {row["bucket"] for row in rows}, key=lambda name: (name == "other", len(name), name)
-        ),
+        "images": [
+            {"name": name, "label": label, "about": about, "shared": name in SHARED or name not in IMAGES}
+            for name in _in_order(images, IMAGES)
+            for label, about in [IMAGES.get(name, (name.replace("_", " "), BASELINE))]
+        ],
+        "buckets": sorted({row["bucket"] for row in rows}, key=bucket_order),
         "max_error": MAX_ERROR,
     }
 
 
+def _in_order(found: Mapping[str, Any], known: Mapping[str, Any]) -> list[str]:
+    """Names, the known ones first, in the order of their table."""
+    return [name for name in known if name in found] + [name for name in found if name not in known]
+
+
 def _finite(scores: dict[str, float]) -> dict[str, float | None]:
-    """Numbers that JSON can hold; None for the others."""
+    """The scores as JSON can hold them: None for infinities and NaN."""
     return {name: float(value) if math.isfinite(value) else None for name, value in scores.items()}
 
 
 def _script(identity: str, content: Any) -> str:
-    """Data for the page that nothing in it can end early: no `<` stays one."""
+    """A block of JSON for the page, with every `<` escaped, so that no content can end the block."""
     text = json.dumps(content, allow_nan=False).replace("&", "\\u0026").replace("<", "\\u003c")
     return f'<script type="application/json" id="{identity}">{text}</script>\n'
 
 
 def _fill_in(page: str, title: str, protocol: Mapping[str, object]) -> str:
-    """The template with title, protocol and colours in place, and the digest by which its script may run."""
+    """The template with its title, protocol and colours, and the digest that lets its script run."""
     code = page.partition("<script>")[2].partition("</script>")[0]
     terms = "".join(
         f"<div><dt>{_text(name)}</dt><dd>{_text(value)}</dd></div>" for name, value in protocol.items()
@@ -235,5 +217,5 @@ def _fill_in(page: str, title: str, protocol: Mapping[str, object]) -> str:
 
 
 def _text(value: object) -> str:
-    """As HTML text, in ASCII: file names may hold what UTF-8 cannot."""
+    """A value as HTML text, in ASCII: file names may hold bytes that are not UTF-8."""
     return html.escape(str(value)).encode("ascii", "xmlcharrefreplace").decode()

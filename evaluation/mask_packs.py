@@ -1,4 +1,4 @@
-"""Evaluation packs: the same holes over the same images on every machine, drawn once and proved by hashes."""
+"""Mask packs: the same holes over the same images on every machine, drawn once and verified by hashes."""
 
 import hashlib
 import json
@@ -16,28 +16,31 @@ from imaging.cache import IMAGES, open_pixels
 from imaging.files import choose_subset, list_root, name_digest
 from imaging.mask_file import read_mask, summarise
 from imaging.random_masks import random_free_form_mask, random_mask, random_rectangular_mask
-from utils import UserError, atomic_path
+from utils import UserError, atomic_path, write_text
 
 FORMAT = "msse-pack-1"
 BUCKETS = ((0.01, 0.1), (0.1, 0.2), (0.2, 0.3), (0.3, 0.4), (0.4, 0.5), (0.5, 0.6))
-MAX_DRAWS = 1000  # of a mask that has to touch the border
-
-
-DEFAULT_SIZE = 256  # pixels, of the masks of a pack
+MAX_DRAWS = 1000  # attempts at a mask that touches the border
+DEFAULT_SIZE = 256  # pixels
 
 
 def bucket_of(ratio: float) -> str:
-    """The name of the bucket of a missing share, `10-20 %`; `other` below 1 % and from 60 % up."""
+    """The name of the bucket of a mask ratio, `10-20 %`; `other` below 1 % and from 60 % up."""
     for low, high in BUCKETS:
         if low <= ratio < high:
             return f"{100 * low:.0f}-{100 * high:.0f} %"
     return "other"
 
 
+def bucket_order(label: str) -> tuple[bool, int, str]:
+    """Sort key of the names of buckets: by mask ratio, `other` last."""
+    return label == "other", len(label), label
+
+
 def border_mask(
     height: int, width: int, mask_ratio: tuple[float, float], generator: np.random.Generator
 ) -> np.ndarray:
-    """A mask as of `random_mask` that touches the border of the image."""
+    """A mask of `random_mask` that touches the border of the image."""
     for _ in range(MAX_DRAWS):
         mask = random_mask(height, width, mask_ratio, generator)
         if mask[[0, -1]].any() or mask[:, [0, -1]].any():
@@ -54,19 +57,19 @@ def digest(content: bytes) -> str:
 
 
 def make_pack(root: str, folder: Path, image_size: int, seed: int, max_images: int | None) -> int:
-    """Draw one mask a bucket for every image of a root; write them and `manifest.json` to `folder`.
+    """Draw one mask per bucket for every image of a root; write them and `manifest.json` to `folder`.
 
-    Kinds take turns, so that every bucket has as many strokes as boxes and masks at the border. Images are
-    not copied: the manifest knows them by name and SHA-256.
+    Kinds take turns, so that every bucket has equally many strokes, boxes and masks at the border. Images are
+    not copied: the manifest lists them by name and SHA-256.
 
     Args:
-        root, image_size, seed, max_images: as of `InpaintingDataset`.
+        root, image_size, seed, max_images: see `InpaintingDataset`.
 
     Returns:
         The number of masks.
 
     Raises:
-        UserError: no folder, no image, a folder that cannot be written or holds a pack.
+        UserError: if there is no folder or no image, or `folder` cannot be written or holds a pack already.
     """
     paths, names = list_root(root, False, "--test_root")
     if (folder / "manifest.json").exists():
@@ -80,7 +83,7 @@ def make_pack(root: str, folder: Path, image_size: int, seed: int, max_images: i
                 kind = list(KINDS)[(i + j) % len(KINDS)]
                 mask_seed = [seed, name_digest(names[i]), j]
                 generator = np.random.default_rng(mask_seed)
-                pixel = 1 / image_size**2  # to which the mask ratio is met
+                pixel = 1 / image_size**2  # precision of the mask ratio
                 mask = KINDS[kind](image_size, image_size, (low + pixel, high - pixel), generator)
                 label = bucket_of(float(mask.mean()))
                 path = folder / "masks" / label.removesuffix(" %") / f"{names[i]}.png"
@@ -99,8 +102,7 @@ def make_pack(root: str, folder: Path, image_size: int, seed: int, max_images: i
                     }
                 )
         manifest = {"format": FORMAT, "image_size": image_size, "seed": seed, "items": items}
-        with atomic_path(folder / "manifest.json") as temporary:
-            temporary.write_text(json.dumps(manifest, indent=1) + "\n")
+        write_text(json.dumps(manifest, indent=1) + "\n", folder / "manifest.json")
     except OSError as error:
         raise UserError(f"--make_pack: cannot write to {folder}: {error.strerror}") from None
     return len(items)
@@ -110,9 +112,9 @@ class PackDataset(Dataset):
     """The images of a root under the masks of a pack, bucket by bucket.
 
     Args:
-        folder: as `make_pack` wrote it.
-        root: a folder that holds the images, under whatever root they lay when the pack was made.
-        cache_dir: as of `InpaintingDataset`.
+        folder: written by `make_pack`.
+        root: a folder that holds the images; it need not be the one that the pack was made from.
+        cache_dir: see `InpaintingDataset`.
 
     Attributes:
         image_size: pixels.
@@ -122,7 +124,7 @@ class PackDataset(Dataset):
     which begins with the bucket, and source, the name of the image.
 
     Raises:
-        UserError: the manifest is missing or damaged; an image or a mask is missing or is another.
+        UserError: if the manifest is missing or damaged, or an image or a mask is missing or has changed.
     """
 
     def __init__(self, folder: Path, root: str, cache_dir: str | Path | None = "") -> None:
@@ -133,7 +135,7 @@ class PackDataset(Dataset):
                 raise ValueError(f"format {manifest['format']}")
             self.items: list[dict[str, Any]] = manifest["items"]
             self.image_size = int(manifest["image_size"])
-            needed = {item["image"]: item["image_sha256"] for item in self.items}
+            hashes = {item["image"]: item["image_sha256"] for item in self.items}
         except FileNotFoundError:
             raise UserError(f"--pack: no manifest.json in {folder}") from None
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -142,12 +144,12 @@ class PackDataset(Dataset):
             ) from None
         self.folder, self.digest = folder, digest(text.encode())
         paths, names = list_root(root, False, "--test_root")
-        files = {name: path for name, path in zip(names, paths, strict=True) if name in needed}
-        for name, expected in needed.items():
+        files = {name: path for name, path in zip(names, paths, strict=True) if name in hashes}
+        for name, expected in hashes.items():
             if name not in files:
                 raise UserError(f"--pack: {name} is not in {root}")
             if digest(files[name].read_bytes()) != expected:
-                raise UserError(f"--pack: another file than when the pack was made: {files[name]}")
+                raise UserError(f"--pack: the file has changed since the pack was made: {files[name]}")
         self.positions = {name: i for i, name in enumerate(files)}
         self.pixels = open_pixels(list(files.values()), self.image_size, IMAGES, cache_dir, "test_root")
         self.unreadable = self.pixels.unreadable
@@ -163,9 +165,9 @@ class PackDataset(Dataset):
             mask, findings = read_mask(path)
         except UserError as error:
             raise UserError(f"--pack: not a readable mask: {error}") from None
-        same = mask.shape == (self.image_size,) * 2
-        if not same or digest(np.packbits(mask).tobytes()) != item["mask_sha256"]:
-            raise UserError(f"--pack: another mask than when the pack was made: {path}")
+        has_size = mask.shape == (self.image_size,) * 2
+        if not has_size or digest(np.packbits(mask).tobytes()) != item["mask_sha256"]:
+            raise UserError(f"--pack: the mask has changed since the pack was made: {path}")
         return mask, findings
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""Scores as papers computed them, each under a name that says what it is; ours are in metrics.py."""
+"""Metrics of published papers: their variants of PSNR, SSIM and L1, and the Fréchet distance (FID)."""
 
 from pathlib import Path
 
@@ -11,18 +11,21 @@ from torch import nn
 import metrics
 from utils import UserError
 
-WINDOW = 51  # pixels a side, of the grey SSIM
+WINDOW = 51  # pixels per side, for the grey SSIM
+INCEPTION_WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"  # torch-fidelity's, of the original FID
 
 
-def paper_scores(output: torch.Tensor, raw: torch.Tensor | None, target: torch.Tensor) -> dict[str, float]:
-    """The variants of PSNR, SSIM and L1 that published tables hold, of one image, over all its pixels.
+def paper_scores(
+    output: torch.Tensor, uncomposited: torch.Tensor | None, target: torch.Tensor
+) -> dict[str, float]:
+    """The variants of PSNR, SSIM and L1 in published tables, for one image, over all its pixels.
 
-    Over the whole image known pixels count as perfectly completed, so that values rise with every pixel
-    that is *not* missing; papers compare at equal masks only.
+    Known pixels count as perfectly completed, so that values rise with every pixel that is *not* missing;
+    compare them at equal masks only.
 
     Args:
         output: composited.
-        raw: the network's own picture, which papers that do not composite score; None if it is not at hand.
+        uncomposited: the network's image before compositing, which some papers score; None if unknown.
 
     Shapes:
         (1, 3, H, W) in [0, 1].
@@ -32,7 +35,7 @@ def paper_scores(output: torch.Tensor, raw: torch.Tensor | None, target: torch.T
             images; SSIM of a uniform window of 51×51 pixels (as much as fits); Σ|a - b| / Σ(a + b).
         `psnr_8bit`, `ssim_8bit`: scikit-image's defaults on 8-bit colour: a uniform window of 7×7.
         `l1_full`: mean absolute difference (papers print it in per cent).
-        `psnr_uncomposited`, `ssim_uncomposited`, `l1_uncomposited`: of `raw`, by metrics.py, if there is one.
+        `psnr_uncomposited`, `ssim_uncomposited`, `l1_uncomposited`: metrics.py on `uncomposited`, if known.
     """
     pred, truth = (image[0].permute(1, 2, 0).double().cpu().numpy() for image in (output, target))
     grey, grey_truth = rgb2gray(pred), rgb2gray(truth)
@@ -49,14 +52,14 @@ def paper_scores(output: torch.Tensor, raw: torch.Tensor | None, target: torch.T
         ),
         "l1_full": metrics.l1(output, target).item(),
     }
-    if raw is not None:
+    if uncomposited is not None:
         for name, metric in (("psnr", metrics.psnr), ("ssim", metrics.ssim), ("l1", metrics.l1)):
-            scores[f"{name}_uncomposited"] = metric(raw, target).item()
+            scores[f"{name}_uncomposited"] = metric(uncomposited, target).item()
     return scores
 
 
 def psnr(truth: np.ndarray, pred: np.ndarray, data_range: float) -> float:
-    """scikit-image's, capped as ours is: equal images have no error to divide by."""
+    """scikit-image's PSNR, at most `MAX_PSNR`, which equal images get."""
     if np.array_equal(truth, pred):
         return metrics.MAX_PSNR
     return min(metrics.MAX_PSNR, float(peak_signal_noise_ratio(truth, pred, data_range=data_range)))
@@ -68,20 +71,16 @@ def fitting(window: int, shape: tuple[int, ...]) -> int:
     return side - 1 + side % 2
 
 
-INCEPTION_WEIGHTS = (
-    "weights-inception-2015-12-05-6726825d.pth"  # torch-fidelity's InceptionV3, as in the original FID
-)
-
-
 class FrechetDistance:
-    """Accumulates images of both kinds; Heusel et al., "GANs Trained by a Two Time-Scale Update Rule Converge
-    to a Local Nash Equilibrium", NeurIPS 2017, eq. 6.
+    """Fréchet distance (FID) of completions and true images, accumulated.
 
-    Biased upwards for few images: compare only values of equal n, and not below some thousands with papers'.
+    Heusel et al., "GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium",
+    NeurIPS 2017, eq. 6. It is biased upwards for few images: compare only values of equal n, and values of
+    papers only from some thousands of images up.
 
     Args:
-        weights: file of InceptionV3's weights; None for the one in torch's download cache.
-        feature: another network of (B, 3, H, W) uint8 to (B, D), in place of InceptionV3.
+        weights: file with InceptionV3's weights; None for torch's download cache.
+        feature: another network from (B, 3, H, W) uint8 to (B, D), instead of InceptionV3.
 
     Raises:
         UserError: if torchmetrics or the weights are missing; nothing is downloaded.
@@ -94,7 +93,7 @@ class FrechetDistance:
             path = Path(weights) if weights else Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_WEIGHTS
             if feature is None and not path.is_file():
                 raise UserError(
-                    f"--fid: no InceptionV3 weights: put {INCEPTION_WEIGHTS} at {path}, "
+                    f"--use_fid: no InceptionV3 weights: put {INCEPTION_WEIGHTS} at {path}, "
                     "or name it by --fid_weights"
                 )
             self.metric = FrechetInceptionDistance(
@@ -102,7 +101,7 @@ class FrechetDistance:
             ).to(device)
         except ModuleNotFoundError:
             raise UserError(
-                "--fid: needs torchmetrics and torch-fidelity: pip install torchmetrics torch-fidelity"
+                "--use_fid: needs torchmetrics and torch-fidelity: pip install torchmetrics torch-fidelity"
             ) from None
         except (RuntimeError, OSError, ValueError) as error:
             raise UserError(
@@ -110,12 +109,12 @@ class FrechetDistance:
             ) from None
 
     def update(self, pred: torch.Tensor, target: torch.Tensor) -> None:
-        """Add pairs (B, 3, H, W) in [0, 1], rounded to 8 bits as files are."""
+        """Add pairs (B, 3, H, W) in [0, 1], rounded to 8 bits like files."""
         for images, real in ((pred, False), (target, True)):
             self.metric.update((images.clamp(0, 1) * 255).round().byte(), real=real)
 
     def compute(self) -> float | None:
-        """The distance over all images so far, 0 or more; None of fewer than two."""
+        """The distance over all images so far, 0 or more; None for fewer than two."""
         if int(self.metric.real_features_num_samples) < 2:
             return None
         return float(self.metric.compute())

@@ -3,6 +3,7 @@
 import io
 import os
 import struct
+import tempfile
 from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one process a core: more threads would wait for each other
@@ -18,6 +19,8 @@ from web_server import server  # noqa: F401 (a fixture)
 from imaging.formats.png import write_chunks
 
 os.environ.setdefault("MPLBACKEND", "Agg")
+# outside the cache of a session, or every session lists all fonts anew
+os.environ.setdefault("MPLCONFIGDIR", str(Path(tempfile.gettempdir()) / "matplotlib"))
 
 SHARED = Path(__file__).parents[2] / "shared"
 REPOSITORY = Path(__file__).parents[1]

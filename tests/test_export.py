@@ -280,10 +280,10 @@ def test_test_py_scores_and_fills_with_an_onnx_file_as_with_its_checkpoint(
         assert evaluation.main([*common, *single]) == 0
         filled.append(np.asarray(Image.open(results / "picture1.png")).astype(int))
         assert "| all | 6 |" in (results / "report.md").read_text()
-    assert summaries[0]["output"] == pytest.approx(summaries[1]["output"], abs=2e-3)
+    assert summaries[0]["methods"]["output"] == pytest.approx(summaries[1]["methods"]["output"], abs=2e-3)
     digests = {summary["protocol"]["weights_sha256"] for summary in summaries}
     assert len(digests) == 1
-    assert "coarse" in summaries[0] and "coarse" not in summaries[1]
+    assert "coarse" in summaries[0]["methods"] and "coarse" not in summaries[1]["methods"]
     assert np.abs(filled[0] - filled[1]).max() <= 1
 
 

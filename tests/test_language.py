@@ -22,7 +22,7 @@ TO_A_TOOL = re.compile(r"$|noqa|type:|fmt:|!|pragma")
 MAX_WORDS = 40  # in a sentence of a document
 # private or archaic words, each with the term to write instead
 PRIVATE = {
-    r"floors?\b(?! ?\()": "baseline",
+    r"(?<!--)floors?\b(?! ?\()": "baseline",  # but for the earlier name of a flag
     r"learnt": "learned",
     r"spoil(t|ed|s)?": "nonfinite, damaged, corrupt",
     r"sittings?": "session, across resumes",

@@ -1,3 +1,5 @@
+"""A run's history comes back from its table, and its curves show the values that it holds."""
+
 import csv
 import errno
 import io
@@ -11,14 +13,14 @@ from conftest import REPOSITORY
 from PIL import Image
 
 from metric_tracker import (
-    COLOURS,
+    COLORS,
     MAX_POINTS,
-    Floor,
+    Baseline,
     MetricsTracker,
     draw_runs,
     main,
     name_runs,
-    parse_floor,
+    parse_baseline,
     plain,
     smooth_values,
     thin,
@@ -47,7 +49,7 @@ def panel(figure: Any, title: str) -> Any:
 
 
 def curves(axis: Any) -> list[Any]:
-    """The bold lines of a panel: neither what was measured, nor rings, nor floors."""
+    """The bold lines of a panel: not the measured values, rings or baselines."""
     return [line for line in axis.lines if line.get_linewidth() == 1.6]
 
 
@@ -73,6 +75,12 @@ def test_the_best_is_the_highest_of_psnr_and_the_lowest_of_l1() -> None:
     assert tracker.best("psnr", "step") == (10, 22)
 
 
+def test_the_best_seam_is_the_one_nearest_to_that_of_the_truth() -> None:
+    for seams, best in (((0.0, -0.02, 0.01), (1, 0.0)), ((-0.02, 0.01, 0.03), (2, 0.01))):
+        tracker = MetricsTracker([{"epoch": e, "seam_jump": v} for e, v in enumerate(seams, start=1)])
+        assert tracker.best("seam_jump") == best
+
+
 def test_the_history_goes_on_from_earlier_rows() -> None:
     earlier = history(3)
     later = MetricsTracker(earlier.rows)
@@ -80,7 +88,7 @@ def test_the_history_goes_on_from_earlier_rows() -> None:
     assert len(later.rows) == 4 and len(earlier.rows) == 3
 
 
-def test_three_pictures_are_drawn_for_one_epoch_and_for_many(tmp_path: Path) -> None:
+def test_three_figures_are_drawn_for_one_epoch_and_for_many(tmp_path: Path) -> None:
     for epochs in (1, 100):
         paths = history(epochs).draw(tmp_path / str(epochs))
         assert [path.name for path in paths] == ["loss.png", "val_metrics.png", "output.png"]
@@ -89,7 +97,7 @@ def test_three_pictures_are_drawn_for_one_epoch_and_for_many(tmp_path: Path) -> 
             assert Image.open(path).convert("L").getextrema() != (255, 255)
 
 
-def test_a_picture_that_cannot_be_written_leaves_the_one_before(
+def test_a_figure_that_cannot_be_written_leaves_the_one_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fill_the_disk(figure: Any, path: Path, **kwargs: Any) -> None:
@@ -190,27 +198,27 @@ def test_a_thousand_epochs_are_thinned_smoothed_and_without_markers() -> None:
     assert [line.get_linewidth() for line in panel(figure, "total loss").lines] == [1.6]
 
 
-def test_smoothing_is_named_on_the_picture_where_there_is_some() -> None:
+def test_smoothing_is_named_on_the_figure_where_there_is_some() -> None:
     assert "σ = 2 %" in draw_runs({"": history(100)}, smooth=2)["loss.png"].get_supxlabel()
     assert draw_runs({"": history(5)}, smooth=2)["loss.png"].get_supxlabel() == ""
     legend = draw_runs({"a": history(100), "b": history(5)}, smooth=2)["loss.png"].legends[0]
     assert "σ = 2 %" in legend.get_title().get_text()
 
 
-def test_floors_are_lines_at_their_values_on_the_panels_of_their_metrics() -> None:
-    floors = [
-        Floor("psnr", 19.66, "Telea"),
-        Floor("psnr", 19.63, "Navier-Stokes"),
-        Floor("ssim", 0.65, "Telea"),
+def test_baselines_are_lines_at_their_values_on_the_panels_of_their_metrics() -> None:
+    baselines = [
+        Baseline("psnr", 19.66, "Telea"),
+        Baseline("psnr", 19.63, "Navier-Stokes"),
+        Baseline("ssim", 0.65, "Telea"),
     ]
-    pictures = draw_runs({"": history(9)}, floors=floors)
+    figures = draw_runs({"": history(9)}, baselines=baselines)
     for name, title, labels in (
         ("val_metrics.png", "PSNR (hole), dB", {"Telea 19.66": 19.66, "Navier-Stokes 19.63": 19.63}),
         ("val_metrics.png", "SSIM (hole)", {"Telea 0.65": 0.65}),
         ("val_metrics.png", "PSNR (boundary), dB", {}),
         ("output.png", "PSNR, dB", {"Telea 19.66": 19.66, "Navier-Stokes 19.63": 19.63}),
     ):
-        axis = panel(pictures[name], title)
+        axis = panel(figures[name], title)
         lines = [line for line in axis.lines if line.get_linewidth() == 1.1]
         assert {line.get_label(): line.get_ydata()[0] for line in lines} == labels
         for line in lines:
@@ -223,17 +231,17 @@ def test_floors_are_lines_at_their_values_on_the_panels_of_their_metrics() -> No
 
 def test_several_runs_share_panels_in_their_own_colours() -> None:
     short, other = history(3), MetricsTracker([{"epoch": 1, "loss_total": 0.3, "step": 5, "lpips": 0.2}])
-    pictures = draw_runs({"a": history(8), "b": short, "c": other}, x="step")
-    lines = curves(panel(pictures["loss.png"], "total loss"))
-    assert [line.get_color() for line in lines] == list(COLOURS[:3])
+    figures = draw_runs({"a": history(8), "b": short, "c": other}, x="step")
+    lines = curves(panel(figures["loss.png"], "total loss"))
+    assert [line.get_color() for line in lines] == list(COLORS[:3])
     assert [list(line.get_xdata()) for line in lines] == [list(range(10, 81, 10)), [10, 20, 30], [5]]
     assert list(lines[1].get_ydata()) == [1, 0.5, 1 / 3]
-    assert [line.get_color() for line in curves(panel(pictures["val_metrics.png"], "LPIPS"))] == [COLOURS[2]]
-    assert len({axis.get_xlim() for axis in pictures["val_metrics.png"].axes if axis.get_title()}) == 1
-    for figure in pictures.values():
+    assert [line.get_color() for line in curves(panel(figures["val_metrics.png"], "LPIPS"))] == [COLORS[2]]
+    assert len({axis.get_xlim() for axis in figures["val_metrics.png"].axes if axis.get_title()}) == 1
+    for figure in figures.values():
         assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b", "c"]
         colours = [line.get_color() for line in figure.legends[0].get_lines()]
-        assert colours == list(COLOURS[:3])
+        assert colours == list(COLORS[:3])
 
 
 def test_the_best_value_is_ringed_and_named_if_there_is_one_run() -> None:
@@ -247,10 +255,10 @@ def test_losses_far_apart_get_a_logarithmic_axis_and_metrics_never() -> None:
     tracker = MetricsTracker(
         [{"epoch": e, "loss_total": 1 / e, "loss_edge": 0.1, "psnr": e} for e in range(1, 30)]
     )
-    pictures = draw_runs({"": tracker})
-    assert panel(pictures["loss.png"], "total loss").get_yscale() == "log"
-    assert panel(pictures["loss.png"], "edge loss").get_yscale() == "linear"
-    assert panel(pictures["val_metrics.png"], "PSNR (hole), dB").get_yscale() == "linear"
+    figures = draw_runs({"": tracker})
+    assert panel(figures["loss.png"], "total loss").get_yscale() == "log"
+    assert panel(figures["loss.png"], "edge loss").get_yscale() == "linear"
+    assert panel(figures["val_metrics.png"], "PSNR (hole), dB").get_yscale() == "linear"
 
 
 def test_a_run_without_a_validation_is_drawn(tmp_path: Path) -> None:
@@ -276,15 +284,24 @@ def test_odd_names_stand_in_the_legend_as_they_are(tmp_path: Path) -> None:
     figure = draw_runs(runs)["loss.png"]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [plain(name) for name in names]
     assert plain("a$b") == r"a\$b" and len(plain("x" * 300)) == 60
-    figure.savefig(tmp_path / "picture.png")  # would raise at a formula or a glyph that is not there
+    figure.savefig(tmp_path / "figure.png")  # would raise at a formula or a glyph that is not there
 
 
-def test_a_floor_is_a_metric_a_value_and_a_name() -> None:
-    assert parse_floor("psnr=19.66:Telea") == ("psnr", 19.66, "Telea")
-    assert parse_floor("ssim=0.5") == ("ssim", 0.5, "floor")
-    assert parse_floor("l1=1e-2:a:b=c") == ("l1", 0.01, "a:b=c")
+def test_a_baseline_is_a_metric_a_value_and_a_name() -> None:
+    assert parse_baseline("psnr=19.66:Telea") == ("psnr", 19.66, "Telea")
+    assert parse_baseline("ssim=0.5") == ("ssim", 0.5, "baseline")
+    assert parse_baseline("l1=1e-2:a:b=c") == ("l1", 0.01, "a:b=c")
 
 
+@pytest.fixture
+def fast_saving(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are drawn, but not rendered, which takes seconds."""
+    monkeypatch.setattr(
+        "matplotlib.figure.Figure.savefig", lambda figure, path, **_: path.write_bytes(b"PNG")
+    )
+
+
+@pytest.mark.usefixtures("fast_saving")
 def test_the_command_draws_into_the_run_and_says_its_best(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -296,6 +313,7 @@ def test_the_command_draws_into_the_run_and_says_its_best(
     assert "run: 9 epochs, best PSNR in the hole 20.90 dB, after epoch 9" in out and str(folder) in out
 
 
+@pytest.mark.usefixtures("fast_saving")
 def test_the_command_draws_what_it_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: dict[str, Any] = {}
 
@@ -306,13 +324,24 @@ def test_the_command_draws_what_it_is_asked_for(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("metric_tracker.draw_runs", record)
     report = tmp_path / "metrics.json"
     scores = {"psnr": 18.5, "ssim": 0.6, "images": 7, "l1": math.nan}
-    report.write_text(json.dumps({"images": 7, "output": scores, "coarse": scores, "telea": scores}))
-    flags = ["--x", "images", "--smooth", "3", "--floor", "psnr=19:A", "--floor", "psnr=20:B"]
-    argv = [FIRST, SECOND, FIRST, "--save_dir", str(tmp_path / "out"), "--floors", str(report), *flags]
+    report.write_text(
+        json.dumps({"images": 7, "methods": {"output": scores, "coarse": scores, "telea": scores}})
+    )
+    flags = [
+        "--x",
+        "images",
+        "--smooth",
+        "3",
+        "--baseline",
+        "psnr=19:A",
+        "--floor",
+        "psnr=20:B",
+    ]  # its earlier name
+    argv = [FIRST, SECOND, FIRST, "--save_dir", str(tmp_path / "out"), "--baselines", str(report), *flags]
     assert main(argv) == 0
     assert list(drawn["runs"]) == ["first_run", "second_run"] and len(drawn["runs"]["first_run"].rows) == 26
     assert (drawn["x"], drawn["smooth"]) == ("images", 3)
-    assert drawn["floors"] == [
+    assert drawn["baselines"] == [
         ("psnr", 19, "A"),
         ("psnr", 20, "B"),
         ("psnr", 18.5, "Telea"),
@@ -335,13 +364,13 @@ def test_the_command_draws_what_it_is_asked_for(tmp_path: Path, monkeypatch: pyt
         ([FIRST, "--save_dir", "{tmp}/binary"], "--save_dir: cannot write to {tmp}/binary: File exists"),
         ([FIRST, "--smooth", "101"], "--smooth: must be between 0 and 100 percent, got 101"),
         ([FIRST, "--smooth", "nan"], "--smooth: must be between 0 and 100 percent, got nan"),
-        ([FIRST, "--save_dir", "x", "--floor", "lpips=0.1"], "--floor: no value of lpips in first_run"),
+        ([FIRST, "--save_dir", "x", "--baseline", "lpips=0.1"], "--baseline: no value of lpips in first_run"),
         (["{tmp}/old.csv", "--save_dir", "x", "--x", "images"], "--x: old has no column images"),
-        ([FIRST, "--save_dir", "x", "--floors", "{tmp}/no.json"], "--floors: cannot read {tmp}/no.json: No such file or directory"),
-        ([FIRST, "--save_dir", "x", "--floors", "{tmp}/binary"], "--floors: {tmp}/binary is not JSON"),
-        ([FIRST, "--save_dir", "x", "--floors", "{tmp}/list.json"], "--floors: {tmp}/list.json holds no scores of telea or navier_stokes"),
-        ([FIRST, "--floor", "psnr"], "argument --floor: must be METRIC=VALUE:NAME with a metric of psnr, ssim, boundary_psnr, seam_jump, l1, lpips, psnr_full, ssim_full, got psnr"),
-        ([FIRST, "--floor", "psnr=nan:x"], "argument --floor: must be METRIC=VALUE:NAME with a metric of psnr, ssim, boundary_psnr, seam_jump, l1, lpips, psnr_full, ssim_full, got psnr=nan:x"),
+        ([FIRST, "--save_dir", "x", "--baselines", "{tmp}/no.json"], "--baselines: cannot read {tmp}/no.json: No such file or directory"),
+        ([FIRST, "--save_dir", "x", "--baselines", "{tmp}/binary"], "--baselines: {tmp}/binary is not JSON"),
+        ([FIRST, "--save_dir", "x", "--floors", "{tmp}/list.json"], "--baselines: {tmp}/list.json holds no scores of telea or navier_stokes"),
+        ([FIRST, "--baseline", "psnr"], "argument --baseline: must be METRIC=VALUE:NAME with a metric of psnr, ssim, boundary_psnr, seam_jump, l1, lpips, psnr_full, ssim_full, got psnr"),
+        ([FIRST, "--baseline", "psnr=nan:x"], "argument --baseline: must be METRIC=VALUE:NAME with a metric of psnr, ssim, boundary_psnr, seam_jump, l1, lpips, psnr_full, ssim_full, got psnr=nan:x"),
     ],
 )  # fmt: skip
 def test_mistakes_are_one_line_and_status_2(

@@ -1,3 +1,5 @@
+"""Metrics equal their references, count only where they mean something, and have one rule for means."""
+
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,9 +9,13 @@ import torch
 from conftest import SHARED, photograph
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
+from evaluation.ablation_table import Result
+from evaluation.report import Scored, means
 from metrics import (
     MAX_PSNR,
+    METRICS,
     MetricsCalculator,
+    all_metrics,
     boundary_band,
     boundary_psnr,
     dilate,
@@ -17,6 +23,7 @@ from metrics import (
     load_trunk,
     lpips_score,
     mean_interval,
+    mean_over_images,
     psnr,
     seam_jump,
     ssim,
@@ -35,7 +42,7 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 
 
 def pair(height: int, width: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """A picture and a noisy copy, (1, 3, height, width) in [0, 1]."""
+    """An image and a noisy copy, (1, 3, height, width) in [0, 1]."""
     target = photograph(height, width, seed).astype(np.float32) / 255
     noise = np.random.default_rng(seed).normal(0, 0.1, target.shape)
     pred = (target + noise).clip(0, 1).astype(np.float32)
@@ -115,7 +122,7 @@ def test_boundary_psnr_counts_missing_pixels_near_known_ones_alone() -> None:
     pred[..., 24] = 0.5  # the fifth: one of five columns
     assert boundary_psnr(pred, target, mask).item() == pytest.approx(10 * np.log10(5 / 0.25), abs=1e-4)
     assert boundary_psnr(pred, target, mask, boundary_width=4).item() == MAX_PSNR
-    assert boundary_psnr(pred, target, torch.ones_like(mask)).item() == MAX_PSNR  # no rim
+    assert boundary_psnr(pred, target, torch.ones_like(mask)).item() == MAX_PSNR  # no boundary
 
 
 def test_the_means_do_not_depend_on_the_batches() -> None:
@@ -134,7 +141,7 @@ def test_the_means_do_not_depend_on_the_batches() -> None:
     assert results[0]["psnr"] == pytest.approx(psnr(pred, target, mask).mean().item(), abs=1e-5)
 
 
-def test_images_without_a_hole_or_a_rim_do_not_count() -> None:
+def test_images_without_a_hole_or_a_boundary_do_not_count() -> None:
     pred, target = pair(24, 24, 0)
     hole = torch.zeros(1, 1, 24, 24)
     hole[..., :12] = 1
@@ -150,6 +157,35 @@ def test_images_without_a_hole_or_a_rim_do_not_count() -> None:
     assert nothing.compute() == {}
     nothing.update(pred, target, torch.zeros_like(hole))
     assert nothing.compute()["psnr"] == MAX_PSNR
+
+
+def test_every_metric_has_a_row_in_the_table_and_counts_only_in_its_region() -> None:
+    pred, target = pair(24, 24, 0)
+    names = [*all_metrics(pred, target, torch.ones(1, 1, 24, 24)), "lpips"]
+    assert set(names) == METRICS.keys() and all(name == metric.name for name, metric in METRICS.items())
+    for name, metric in METRICS.items():
+        counted = {"hole": [2, 3], "boundary": [2], "image": [1, 2, 3]}[metric.region]
+        assert mean_over_images(name, [1, 2, 3], [0.0, 0.4, 1.0]) == np.mean(counted)
+        assert mean_over_images(name, [4], [0.0]) == 4  # nothing else is there
+        best = max((-0.2, 0.1, 0.3), key=metric.rank)
+        assert best == {"higher": 0.3, "lower": -0.2, "zero": 0.1}[metric.better]
+
+
+def test_one_rule_for_the_means_of_a_hole_and_an_empty_mask() -> None:
+    target = torch.full((1, 3, 20, 20), 0.5)
+    hole = torch.zeros(1, 1, 20, 20)
+    hole[..., :4] = 1
+    pred = target + 0.1 * hole  # 20 dB
+    calculator = MetricsCalculator()
+    for mask in (hole, torch.zeros_like(hole)):
+        calculator.update(pred if mask is hole else target, target, mask)
+    assert calculator.compute()["psnr"] == pytest.approx(20, abs=1e-5)
+    values, ratios = calculator.values["psnr"], calculator.mask_ratios
+    assert values[1] == MAX_PSNR
+    scored = [Scored(str(i), str(i), "other", ratios[i], {"output": {"psnr": values[i]}}) for i in (0, 1)]
+    assert means(scored, "output") == {"psnr": calculator.compute()["psnr"]}
+    holes = [{"name": str(i), "bucket": "other", "mask_ratio": ratios[i], "psnr": values[i]} for i in (0, 1)]
+    assert Result("row", 1, 1, 1, 1.0, "", holes).means()["psnr"] == calculator.compute()["psnr"]
 
 
 def test_lpips_equals_the_packages_own_network() -> None:
@@ -192,10 +228,10 @@ def test_the_interval_of_a_paired_gain_covers_it_in_95_of_100_simulations(
     count: int, draw: Callable[[np.random.Generator, tuple[int, int]], np.ndarray]
 ) -> None:
     generator = np.random.default_rng(0)
-    floors = generator.normal(18, 3, (2000, count))  # dB, of holes as different as holes are
-    outputs = floors + draw(generator, (2000, count))  # a gain of 1 dB
+    baselines = generator.normal(18, 3, (1000, count))  # dB, as different as those of holes
+    outputs = baselines + draw(generator, (1000, count))  # a gain of 1 dB
     hits = []
-    for seed, gains in enumerate(outputs - floors):
+    for seed, gains in enumerate(outputs - baselines):
         interval = mean_interval(gains.tolist(), num_resamples=800, seed=seed)
         assert interval is not None
         hits.append(interval[0] <= 1 <= interval[1])
@@ -237,9 +273,9 @@ def test_l1_and_boundary_psnr_by_hand_in_float64() -> None:
     mask = torch.from_numpy(hole[None, None].astype(np.float32))
     difference = numpy_image(pred) - numpy_image(target)
     assert l1(pred, target, mask).item() == pytest.approx(np.abs(difference[hole]).mean(), abs=1e-12)
-    rim = hole.copy()
-    rim[10:25, 13:31] = False  # further than 5 pixels from the known
-    expected = -10 * np.log10(np.square(difference[rim]).mean())
+    band = hole.copy()
+    band[10:25, 13:31] = False  # further than 5 pixels from the known
+    expected = -10 * np.log10(np.square(difference[band]).mean())
     assert boundary_psnr(pred, target, mask, 5).item() == pytest.approx(expected, abs=1e-10)
 
 

@@ -1,4 +1,4 @@
-"""The gallery says what the scores say, worst first, and works when it is opened from the disk."""
+"""The gallery shows the scores, worst first, and works when it is opened from the disk."""
 
 import base64
 import io
@@ -15,8 +15,9 @@ from conftest import photograph
 from matplotlib import colormaps
 from PIL import Image
 
-from evaluation.gallery import MAX_ERROR, METRICS, Against, Entry, error_map, gallery_writer, line_through
+from evaluation.gallery import MAX_ERROR, Against, Entry, error_map, gallery_writer, line_through
 from inference.visualize import viridis
+from metrics import Metric
 
 FLAGS = [
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
@@ -27,13 +28,14 @@ BUCKETS = ("1-10 %", "10-20 %", "20-30 %")
 
 
 def entry(i: int, gain: float, *, name: str = "", against: float | None = None) -> Entry:
-    """A hole of 24 px; of other scores than gain, SSIM falls and L1 rises with i."""
+    """One hole; SSIM falls with i, and the seam rises from below zero."""
     truth = photograph(24, 32, seed=i)
     mask = np.zeros((24, 32), bool)
     mask[6:18, 8:24] = True
     output = np.where(mask[:, :, None], np.uint8(90 + i), truth)
     scores = {"mask_ratio": 0.05 + 0.1 * (i % 3), "psnr": 20 + gain, "ssim": 0.9 - i / 100, "gain": gain}
-    pictures = {
+    scores["seam_jump"] = (i - 2) / 100
+    images = {
         "truth": truth,
         "output": output,
         "coarse": output,
@@ -46,7 +48,7 @@ def entry(i: int, gain: float, *, name: str = "", against: float | None = None) 
         second = Against(
             {**scores, "gain": against, "psnr": 20 + against}, {"output": filled, "structure": viridis(mask)}
         )
-    return Entry(name or f"folder/picture{i}", BUCKETS[i % 3], scores, mask, pictures, second)
+    return Entry(name or f"folder/image{i}", BUCKETS[i % 3], scores, mask, images, second)
 
 
 def write(path: Path, entries: list[Entry], **changes: Any) -> str:
@@ -58,7 +60,7 @@ def write(path: Path, entries: list[Entry], **changes: Any) -> str:
 
 
 def read(page: str, identity: str) -> Any:
-    """What the page holds in one of its blocks of data."""
+    """One of the page's blocks of data."""
     found = re.search(f'<script type="application/json" id="{identity}">(.*)</script>', page)
     assert found
     return json.loads(found[1])
@@ -76,23 +78,23 @@ def test_entries_stand_worst_first_whatever_their_order(tmp_path: Path) -> None:
     assert [each["id"] for each in data["entries"]] == [1, 3, 0, 4, 2]
     assert [each["scores"]["gain"] for each in data["entries"]] == [-2.0, 0.25, 1.5, 3.0, None]
     assert data["buckets"] == list(BUCKETS)
-    assert [each["key"] for each in data["metrics"]] == ["gain", "psnr", "ssim", "mask_ratio"]
+    assert [row["name"] for row in data["metrics"]] == ["gain", "psnr", "ssim", "seam_jump", "mask_ratio"]
     kinds = ["input", "output", "truth", "error", "coarse", "stage 1", "telea"]
-    assert [each["key"] for each in data["pictures"]] == kinds
-    assert [each["key"] for each in data["pictures"] if each["shared"]] == ["input", "truth", "telea"]
+    assert [row["name"] for row in data["images"]] == kinds
+    assert [row["name"] for row in data["images"] if row["shared"]] == ["input", "truth", "telea"]
 
 
-def test_pictures_belong_to_their_entry_and_the_input_hides_the_hole(tmp_path: Path) -> None:
+def test_images_belong_to_their_entry_and_the_input_hides_the_hole(tmp_path: Path) -> None:
     entries = [entry(0, 2.0), entry(1, 1.0)]
     page = write(tmp_path / "gallery.html", entries)
     for i, each in enumerate(entries):
-        [pictures] = read(page, f"pictures-{i}")
+        [images] = read(page, f"images-{i}")
         for kind in ("truth", "output"):
-            difference = decode(pictures[kind]).astype(int) - each.pictures[kind]
+            difference = decode(images[kind]).astype(int) - each.images[kind]
             assert np.abs(difference).mean() < 6, kind  # WebP is lossy
-        shown = decode(pictures["input"])
+        shown = decode(images["input"])
         assert shown[8:16, 10:22].mean() > 250
-        assert np.abs(shown[:, :6].astype(int) - each.pictures["truth"][:, :6]).mean() < 8
+        assert np.abs(shown[:, :6].astype(int) - each.images["truth"][:, :6]).mean() < 8
 
 
 def test_error_maps_colour_the_mean_difference_in_the_hole_alone() -> None:
@@ -100,7 +102,7 @@ def test_error_maps_colour_the_mean_difference_in_the_hole_alone() -> None:
     output = truth.copy()
     output[0, 0] = (0, 100, 100)  # mean over the channels 33.3 of 255: 0.1307
     output[0, 1] = 255  # 155 of 255: more than the brightest
-    output[1, 1] = 255  # known: nobody's error
+    output[1, 1] = 255  # known: does not count
     mask = np.array([[1, 1, 1], [0, 0, 0]])
     colours = error_map(output, truth, mask)
     low, high = viridis(np.array([[0.0, 1.0]]))[0].tolist()
@@ -127,7 +129,7 @@ def test_the_line_leaves_a_quarter_of_the_hole_on_its_left() -> None:
     assert line_through(np.zeros((4, 10))) == 0.0
 
 
-def test_nothing_that_a_user_wrote_becomes_markup(tmp_path: Path) -> None:
+def test_no_text_of_a_user_becomes_markup(tmp_path: Path) -> None:
     page = write(
         tmp_path / "gallery.html",
         [entry(0, 1.0, name=HOSTILE)],
@@ -158,8 +160,8 @@ def test_two_checkpoints_are_compared_hole_by_hole(tmp_path: Path) -> None:
     data = read(page, "data")
     assert [each["scores"]["difference"] for each in data["entries"]] == [-2.0, 3.0]
     assert [each["against"]["psnr"] for each in data["entries"]] == [23.0, 19.0]
-    assert "difference" in [each["key"] for each in data["metrics"]]
-    ours, theirs = read(page, "pictures-0")
+    assert "difference" in [row["name"] for row in data["metrics"]]
+    ours, theirs = read(page, "images-0")
     assert set(theirs) == {"output", "structure", "error"} and theirs["error"] != ours["error"]
     hole = decode(theirs["output"])[9:15, 12:20]
     assert np.abs(hole.astype(int) - 200).max() < 12
@@ -177,12 +179,10 @@ def test_scores_without_a_description_are_shown_by_their_names(tmp_path: Path) -
     one.scores["sharpness"] = 0.5
     metrics = read(write(tmp_path / "gallery.html", [one]), "data")["metrics"]
     assert metrics[-1] == {
-        "key": "sharpness",
-        **METRICS["ssim"]._asdict(),
-        "label": "sharpness",
-        "worst": "",
-        "about": "",
+        **Metric("sharpness", "sharpness")._asdict(),
+        "signed": False,
     }
+    assert (metrics[-1]["better"], metrics[-1]["about"]) == ("", "")
 
 
 # In the browser
@@ -232,12 +232,12 @@ def visit(browser: Any) -> Iterator[Callable[..., Any]]:
 
 
 def names(page: Any) -> list[str]:
-    """Of the cards that are shown, in their order."""
+    """Names on the visible cards, in their order."""
     return page.locator(".card:visible .name").all_text_contents()
 
 
 def clip(page: Any, card: int = 0) -> float:
-    """Where the line of a card is, as the browser computed it, per cent."""
+    """Position of a card's line, as the browser computed it, per cent."""
     style = (
         page.locator(".card")
         .nth(card)
@@ -263,9 +263,12 @@ def test_cards_are_sorted_and_filtered(visit: Callable[..., Any], tmp_path: Path
     assert names(page) == worst_first[::-1]
     page.locator("#sort").select_option("ssim")  # falls with the number
     assert names(page) == ["image10", "image8", "image6", "image4", "image2", "image0"]
+    page.locator("#sort").select_option("seam_jump")  # -0.02, -0.01, ... 0.03: the farthest from 0 is worst
+    assert names(page) == ["image10", "image0", "image8", "image2", "image6", "image4"]
+    assert page.locator("#direction").text_content() == "↓ worst first"
     page.locator("#sort").select_option("name")
     assert names(page) == ["image0", "image2", "image4", "image6", "image8", "image10"]
-    page.locator("#sort").select_option("bucket")  # what is equal stays worst first
+    page.locator("#sort").select_option("bucket")  # equal entries stay worst first
     assert names(page) == ["image0", "image6", "image2", "image8", "image10", "image4"]
     page.locator("#sort").select_option("mask_ratio")
     assert names(page) == ["image10", "image4", "image2", "image8", "image0", "image6"]
@@ -294,37 +297,37 @@ def test_the_line_follows_mouse_and_keys(visit: Callable[..., Any], tmp_path: Pa
     assert clip(page) == 0
     page.keyboard.press("End")
     assert clip(page) == 100
-    page.locator("#line").fill("12")  # that of the tools moves all
+    page.locator("#line").fill("12")  # the tools move all lines
     assert [clip(page, card) for card in range(3)] == [12, 12, 12]
 
 
-def test_a_small_picture_takes_the_place_on_the_right(visit: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_thumbnail_takes_the_place_on_the_right(visit: Callable[..., Any], tmp_path: Path) -> None:
     text = write(tmp_path / "gallery.html", [entry(0, 1.0), entry(1, 2.0)])
-    [pictures] = read(text, "pictures-0")
+    [images] = read(text, "images-0")
     page = visit(tmp_path / "gallery.html")
     card = page.locator(".card").first
 
     def shown(where: str) -> str:
         return card.locator(where).get_attribute("src")
 
-    assert (shown(".under"), shown(".over")) == (pictures["input"], pictures["output"])
+    assert (shown(".under"), shown(".over")) == (images["input"], images["output"])
     labels = card.locator(".thumbs button").all_text_contents()
     assert labels == ["input", "output", "truth", "error", "coarse", "stage 1", "telea"]
     card.get_by_role("radio", name="truth").click()
-    assert shown(".over") == pictures["truth"]
+    assert shown(".over") == images["truth"]
     page.keyboard.press("ArrowRight")
-    assert shown(".over") == pictures["error"]
+    assert shown(".over") == images["error"]
     assert card.get_by_role("radio", checked=True).all_text_contents() == ["error"]
     assert card.locator(".scale").get_attribute("data-high").endswith(f"{MAX_ERROR:g}")
     page.locator("#right").select_option("telea")
     page.locator("#left").select_option("truth")
-    assert (shown(".under"), shown(".over")) == (pictures["truth"], pictures["telea"])
+    assert (shown(".under"), shown(".over")) == (images["truth"], images["telea"])
     slider = card.get_by_role("slider")
-    assert slider.get_attribute("aria-label") == "folder/picture0: line between truth and telea"
+    assert slider.get_attribute("aria-label") == "folder/image0: line between truth and telea"
     assert page.locator(".over").nth(1).evaluate("node => node.decode().then(() => node.naturalWidth)") == 32
 
 
-def test_pictures_far_below_are_not_decoded_before_they_are_near(
+def test_images_far_below_are_not_decoded_before_they_are_near(
     visit: Callable[..., Any], tmp_path: Path
 ) -> None:
     write(tmp_path / "gallery.html", [entry(i, float(i)) for i in range(48)])
@@ -343,23 +346,23 @@ def test_two_checkpoints_stand_side_by_side(visit: Callable[..., Any], tmp_path:
     text = write(tmp_path / "gallery.html", entries, labels=("a.pth", "b/" + "long" * 20))
     page = visit(tmp_path / "gallery.html", width)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    assert names(page) == ["folder/picture0", "folder/picture1", "folder/picture2"]
+    assert names(page) == ["folder/image0", "folder/image1", "folder/image2"]
     page.locator("#sort").select_option("difference")
-    assert names(page) == ["folder/picture1", "folder/picture0", "folder/picture2"]
+    assert names(page) == ["folder/image1", "folder/image0", "folder/image2"]
     card = page.locator(".card").first
     card.locator(".over[src]").first.wait_for(state="attached")
     assert card.locator(".gain").text_content() == "−2.50\u00a0dB"
     assert card.locator("tr[data-key=psnr] td").all_text_contents() == ["22.00", "24.50", "−2.50"]
     left, right = (card.locator(".stage").nth(i).bounding_box() for i in (0, 1))
     assert left["y"] == right["y"] and left["x"] + left["width"] <= right["x"]
-    ours, theirs = read(text, "pictures-1")
+    ours, theirs = read(text, "images-1")
     outputs = [card.locator(".over").nth(i).get_attribute("src") for i in (0, 1)]
     assert outputs == [ours["output"], theirs["output"]]
     page.locator("#left").select_option("other")
     assert card.locator(".under").first.get_attribute("src") == theirs["output"]
-    page.locator("#right").select_option("coarse")  # which the second has not
+    page.locator("#right").select_option("coarse")  # the second checkpoint has none
     assert card.locator(".none:visible").all_text_contents() == ["no coarse"]
-    page.locator("#right").select_option("structure")  # which the first has not
+    page.locator("#right").select_option("structure")  # the first checkpoint has none
     assert card.locator(".none:visible").all_text_contents() == ["no S"]
     assert card.locator(".over:visible").get_attribute("src") == theirs["structure"]
     card.get_by_role("slider").first.press("End")

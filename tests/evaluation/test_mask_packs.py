@@ -1,4 +1,4 @@
-"""Packs replay the same holes, and refuse to when an image or a mask is another."""
+"""Packs replay the same holes, and are refused if an image or a mask has changed."""
 
 import csv
 import json
@@ -52,20 +52,20 @@ def test_a_pack_is_the_same_each_time_and_replays_its_masks(images: Path, tmp_pa
     assert item["mask"].mean().item() == pytest.approx(data.items[0]["ratio"])
 
 
-def test_another_image_or_mask_is_refused_in_one_line(images: Path, tmp_path: Path) -> None:
+def test_a_changed_image_or_mask_is_refused_in_one_line(images: Path, tmp_path: Path) -> None:
     pack = tmp_path / "pack"
     make_pack(str(images), pack, 32, 7, None)
     mask = pack / "masks" / "10-20" / "a.png"
     content = mask.read_bytes()
     Image.fromarray(np.zeros((32, 32), np.uint8)).save(mask)
-    with pytest.raises(UserError, match="--pack: another mask than when the pack was made"):
+    with pytest.raises(UserError, match="--pack: the mask has changed since the pack was made"):
         PackDataset(pack, str(images))
     mask.write_text("text")
     with pytest.raises(UserError, match="--pack: not a readable mask"):
         PackDataset(pack, str(images))
     mask.write_bytes(content)
     Image.fromarray(photograph(40, 61)).save(images / "b.png")
-    with pytest.raises(UserError, match="--pack: another file than when the pack was made"):
+    with pytest.raises(UserError, match="--pack: the file has changed since the pack was made"):
         PackDataset(pack, str(images))
     (images / "b.png").unlink()
     with pytest.raises(UserError, match="--pack: b is not in"):
@@ -88,24 +88,31 @@ def test_the_masks_of_a_pack_are_read_by_the_rule_for_all_mask_files(
     strokes[:, :, 3] = mask * 255
     data = PackDataset(pack, str(images))
     item = next(item for item in data.items if item["mask"].endswith("10-20/a.png"))
-    for pixels in (mask.astype(np.uint8), mask, strokes):  # of 0 and 1, of one bit, painted on nothing
+    for pixels in (
+        mask.astype(np.uint8),
+        mask,
+        strokes,
+    ):  # values 0 and 1, one bit, strokes on a transparent image
         Image.fromarray(pixels).save(path)
         assert np.array_equal(data.read_mask(item)[0], mask)
     PackDataset(pack, str(images))
     assert "10-20/a.png has transparency: its painted part" in capsys.readouterr().err
 
 
-def test_pictures_whose_names_are_not_utf8_are_packed_scored_and_shown(images: Path, tmp_path: Path) -> None:
+def test_images_whose_names_are_not_utf8_are_packed_scored_and_shown(images: Path, tmp_path: Path) -> None:
     odd = os.fsdecode(b"caf\xe9")
     (images / "a.png").rename(images / f"{odd}.png")
     pack, results = tmp_path / odd, tmp_path / "results"
     root = f"--test_root={images}"
-    assert evaluation.main([root, f"--make_pack={pack}", "--image_size=32", "--max_images=2"]) == 0
-    assert evaluation.main([root, f"--pack={pack}", f"--save_dir={results}", "--gallery"]) == 0
+    assert evaluation.main([root, f"--make_pack={pack}", "--image_size=32", "--test_subset=2"]) == 0
+    assert (
+        evaluation.main([root, "--checkpoint=fast", f"--pack={pack}", f"--save_dir={results}", "--gallery"])
+        == 0
+    )
     assert (results / "outputs" / "10-20" / f"{odd}.png").exists()
     table = (results / "metrics.csv").read_text(encoding="utf-8", errors="surrogateescape")
     assert f"10-20/{odd}" in [row["name"] for row in csv.DictReader(table.splitlines())]
-    assert b"10-20/caf\xe9," in (results / "metrics.csv").read_bytes()  # as the file system has it
+    assert b"10-20/caf\xe9," in (results / "metrics.csv").read_bytes()  # the bytes of the file system
     assert "caf" in (results / "gallery.html").read_text(encoding="utf-8")
     manifest = json.loads((pack / "manifest.json").read_text())
     assert odd in {item["image"] for item in manifest["items"]}
@@ -115,13 +122,13 @@ def test_the_command_makes_a_pack_and_scores_it_by_bucket(images: Path, tmp_path
     pack, results = tmp_path / "pack", tmp_path / "results"
     root = f"--test_root={images}"
     assert evaluation.main([root, f"--make_pack={pack}", "--image_size=32"]) == 0
-    assert evaluation.main([root, f"--pack={pack}", f"--save_dir={results}"]) == 0
+    assert evaluation.main([root, "--checkpoint=fast", f"--pack={pack}", f"--save_dir={results}"]) == 0
     summary = json.loads((results / "report.json").read_text())
     assert list(summary["buckets"]) == ["1-10 %", "10-20 %", "20-30 %", "30-40 %", "40-50 %", "50-60 %"]
     assert all(bucket["images"] == 3 for bucket in summary["buckets"].values())
     assert summary["holes"] == 18 and summary["images"] == 3
-    mean = np.mean([bucket["output"]["psnr"] for bucket in summary["buckets"].values()])
-    assert mean == pytest.approx(summary["output"]["psnr"], rel=1e-6)
+    mean = np.mean([bucket["methods"]["output"]["psnr"] for bucket in summary["buckets"].values()])
+    assert mean == pytest.approx(summary["methods"]["output"]["psnr"], rel=1e-6)
     assert len(list((results / "outputs").rglob("*.png"))) == 18
     digest = summary["protocol"]["weights_sha256"]
     text = (results / "report.md").read_text()

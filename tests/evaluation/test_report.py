@@ -1,4 +1,4 @@
-"""Reports say what the scores of the holes say, and nothing of what means nothing."""
+"""Reports hold the means and gains of the scores, and leave out scores that mean nothing."""
 
 import csv
 import io
@@ -24,9 +24,9 @@ HOLES = [hole(i, label) for i, label in enumerate(["1-10 %", "10-20 %", "10-20 %
 
 def test_summaries_are_means_and_paired_gains() -> None:
     whole = summarize(HOLES)
-    assert whole["output"] == pytest.approx({"psnr": 21.5, "lpips": 0.2})
+    assert whole["methods"]["output"] == pytest.approx({"psnr": 21.5, "lpips": 0.2})
     assert whole["best_baseline"] == pytest.approx({"psnr": 20.0, "lpips": 0.1})
-    # the better floor of each hole is 18, 19, 21 and 23 dB
+    # the better baseline of each hole is 18, 19, 21 and 23 dB
     assert whole["gain"]["mean"] == pytest.approx(np.mean([2, 2, 1, 0])) and whole["gain"]["share"] == 0.75
     low, high = whole["gain"]["interval"]
     assert 0 <= low < 1.25 < high <= 2
@@ -43,7 +43,7 @@ def test_holes_of_one_image_are_not_taken_for_independent() -> None:
     holes = [
         hole(i, "10-20 %", source=f"image{i // 50}", output=20 + i // 50, navier_stokes=0) for i in range(100)
     ]
-    assert gain(holes, ["telea"])["interval"] == pytest.approx((2, 3))  # of two images, not of a hundred
+    assert gain(holes, ["telea"])["interval"] == pytest.approx((2, 3))  # two images, not a hundred
 
 
 def test_a_hole_that_is_empty_counts_in_no_metric_of_the_hole() -> None:
