@@ -78,7 +78,7 @@ class Job:
         """What a user should know; saving may add to it."""
         if not self.missing.any():  # the file is copied
             return self.mask_notes
-        return [*self.picture.how(self.lossless), *self.picture.notes, *self.mask_notes]
+        return [*self.picture.encoding_notes(self.lossless), *self.picture.notes, *self.mask_notes]
 
 
 @dataclass

@@ -411,7 +411,7 @@ def fill(kind: Kind, folder: Path, lossless: bool) -> tuple[Kind, str]:
     mean = colors.mean(axis=(0, 1)).astype(colors.dtype)
     picture.put(np.s_[:, :], np.broadcast_to(mean, colors.shape), missing)
     picture.save(target, missing, lossless)
-    notes = "; ".join([*picture.how(lossless), *picture.notes])
+    notes = "; ".join([*picture.encoding_notes(lossless), *picture.notes])
     return Kind(target.name, target.read_bytes(), kind.outcome, kind.orientation), notes
 
 

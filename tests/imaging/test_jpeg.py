@@ -21,7 +21,8 @@ from PIL import ExifTags, Image
 
 import imaging.formats.jpeg
 import imaging.formats.jpeg_codec
-from imaging.formats.jpeg import JpegFile, untouched
+from imaging.formats.jpeg import JpegFile
+from imaging.formats.jpeg_blocks import untouched_pixels
 from imaging.formats.jpeg_segments import SOS, fit, read_frame, read_segments, renew_previews, write_segments
 from imaging.formats.jpeg_splice import Scan, Unsuitable
 from imaging.metadata import Exif, orientation_of
@@ -209,7 +210,7 @@ def test_only_the_touched_blocks_change(
     assert np.abs(before[near].astype(int) - after[near]).mean() < tolerance * chroma
     inner = hole_of(height, width, (height // 3 + 2, height // 3 + 7, width // 2 + 4, width))
     assert np.abs(after[inner].astype(int) - FILL).mean() < tolerance
-    assert file.notes == [] and file.how.startswith("JPEG: only the")
+    assert file.notes == [] and file.encoding_note.startswith("JPEG: only the")
 
 
 def test_the_same_pixels_are_kept_for_another_decoder(tmp_path: Path) -> None:
@@ -227,9 +228,9 @@ def test_the_same_pixels_are_kept_for_another_decoder(tmp_path: Path) -> None:
 
 def test_kept_pixels_are_outside_the_blocks_and_one_sample_around_them() -> None:
     hole = hole_of(64, 80, (17, 18, 35, 36))
-    assert np.array_equal(untouched(hole, [(1, 1)]), ~hole_of(64, 80, (16, 24, 32, 40)))
-    assert np.array_equal(untouched(hole, [(2, 2), (1, 1), (1, 1)]), ~hole_of(64, 80, (14, 34, 30, 50)))
-    assert np.array_equal(untouched(hole, [(2, 1), (1, 1), (1, 1)]), ~hole_of(64, 80, (16, 24, 30, 50)))
+    assert np.array_equal(untouched_pixels(hole, [(1, 1)]), ~hole_of(64, 80, (16, 24, 32, 40)))
+    assert np.array_equal(untouched_pixels(hole, [(1, 1), (2, 2), (2, 2)]), ~hole_of(64, 80, (14, 34, 30, 50)))
+    assert np.array_equal(untouched_pixels(hole, [(1, 1), (1, 2), (1, 2)]), ~hole_of(64, 80, (16, 24, 30, 50)))
 
 
 def test_known_pixels_of_a_touched_block_are_only_quantised_once_more(tmp_path: Path) -> None:
@@ -307,7 +308,7 @@ def test_ten_fills_change_only_their_own_blocks_and_equal_fills_one_by_one(
             touched = expected_touched(hole, *((2, 2) if component else (1, 1)), wanted.shape)
             wanted[touched] = single[component][touched]
         assert np.array_equal(wanted, new[component])
-    kept = untouched(np.logical_or.reduce(holes), [(2, 2), (1, 1), (1, 1)])
+    kept = untouched_pixels(np.logical_or.reduce(holes), [(1, 1), (2, 2), (2, 2)])
     assert np.array_equal(original[kept], decode(data)[kept])
 
 
@@ -443,7 +444,7 @@ def test_every_segment_comes_back_byte_for_byte_and_in_order(progressive: bool) 
     assert len(walk(data)) == 13
     assert walk(out) == walk(data)
     assert file.exact
-    assert file.notes == ["the thermal picture (FLIR) was kept, and may still show what was removed"]
+    assert file.notes == ["the thermal image (FLIR) was kept, and may still show removed content"]
 
 
 @pytest.mark.skipif(shutil.which("exiftool") is None, reason="needs exiftool")
@@ -496,7 +497,7 @@ def test_the_exif_thumbnail_is_made_anew(order: str, quality: int) -> None:
     assert redness(thumbnail) < 25
     assert old not in out
     assert JpegFile(out).raster.orientation == 3
-    assert file.notes == [] and file.how.startswith("JPEG: only the")
+    assert file.notes == [] and file.encoding_note.startswith("JPEG: only the")
     (before,), (after,) = ([c for m, c in walk(x) if m == 0xE1] for x in (data, out))
     assert before[:500] == after[:500] or quality == 2 or before[:500][:40] == after[:40]
     assert len(after) == len(before) or quality == 2
@@ -513,7 +514,7 @@ def test_a_thumbnail_without_room_moves_to_the_end_of_its_segment_or_is_dropped(
     assert tiny not in out
     (content,) = [c for m, c in walk(out) if m == 0xE1]
     assert content[6 + 512 + len(tiny) :].startswith(b"behind")
-    assert file.notes == [] and file.how.startswith("JPEG: only the")
+    assert file.notes == [] and file.encoding_note.startswith("JPEG: only the")
 
     data = insert(jpeg(picture), segment(0xE1, exif(1, tiny, after=bytes(65533 - 6 - 512 - len(tiny)))))
     file = JpegFile(data)
@@ -564,7 +565,7 @@ def test_other_previews_are_made_anew_where_they_are() -> None:
     file = JpegFile(data)
     out = fill(file, hole, np.array([128] * 3, np.uint8))
     assert [(m, len(c)) for m, c in walk(out)] == [(m, len(c)) for m, c in walk(data)]
-    assert file.notes == [] and file.how.startswith("JPEG: only the")
+    assert file.notes == [] and file.encoding_note.startswith("JPEG: only the")
     found = []
     for marker, content in walk(out):
         at = 0
@@ -588,7 +589,7 @@ def test_a_preview_in_several_segments_is_dropped_with_a_note() -> None:
     file = JpegFile(data)
     out = fill(file, hole, np.array([128] * 3, np.uint8))
     assert [m for m, _ in walk(out)].count(0xE4) == 0 and (0xE5, b"other") in walk(out)
-    assert file.notes == ["a preview in several segments was not kept, as it shows what was removed"]
+    assert file.notes == ["a preview in several segments was not kept, because it shows removed content"]
 
 
 def test_a_thermal_picture_is_kept_with_a_note() -> None:
@@ -596,7 +597,7 @@ def test_a_thermal_picture_is_kept_with_a_note() -> None:
     data = jpeg(picture)
     data = data[:2] + segment(0xE1, b"FLIR\0\1\0\0thermal") + data[2:]
     file = JpegFile(data)
-    assert b"thermal" in fill(file, hole) and "thermal picture (FLIR)" in file.notes[0]
+    assert b"thermal" in fill(file, hole) and "thermal image (FLIR)" in file.notes[0]
 
 
 def test_old_photoshop_thumbnails_hold_blue_first() -> None:
@@ -655,7 +656,7 @@ def test_further_pictures_are_left_out_with_what_points_to_them() -> None:
     assert b"hdrgm:Version" not in content
     assert b'MotionPhoto="0"' in content
     assert len(file.notes) == 1
-    assert "2 pictures and a video" in file.notes[0]
+    assert "2 images and a video" in file.notes[0]
     assert "gain map" in file.notes[0]
 
 
@@ -669,7 +670,7 @@ def test_pillow_multi_picture_files_keep_the_first_picture() -> None:
     out = fill(file, hole)
     assert Image.open(io.BytesIO(out)).format == "JPEG"
     assert np.array_equal(before[file.kept(hole)], decode(out)[file.kept(hole)])
-    assert any("a picture after the first" in note for note in file.notes)
+    assert any("an image after the first" in note for note in file.notes)
 
 
 def test_bytes_after_the_end_that_are_no_picture_are_counted() -> None:
@@ -704,7 +705,7 @@ def test_content_credentials_are_left_out_with_one_note() -> None:
     )
     file = JpegFile(data)
     assert not any(m == 0xEB for m, _ in walk(fill(file, hole_of(40, 40, (10, 20, 10, 20)))))
-    assert file.notes == ["Content Credentials were not kept, as they vouch for the unedited picture"]
+    assert file.notes == ["Content Credentials were not kept, because they vouch for the unedited image"]
     assert file.metadata().lost == ["Content Credentials (APP11)"]
 
 
@@ -718,7 +719,7 @@ def test_cmyk_is_written_anew_with_a_note() -> None:
     data = cmyk()
     file = JpegFile(data)
     assert (file.raster.space, file.raster.inverted, file.exact) == ("cmyk", False, False)
-    assert file.how == "CMYK JPEG is written anew, at quality 95, and changes a little (--lossless: PNG)"
+    assert file.encoding_note == "CMYK JPEG is re-encoded at quality 95 and changes a little (--lossless: PNG)"
     before = file.raster.samples.copy()
     hole = hole_of(60, 80, (16, 32, 16, 32))
     out = fill(file, hole, np.array([0, 200, 30, 10], np.uint8))
@@ -768,7 +769,7 @@ def test_tables_that_change_between_scans_are_written_anew() -> None:
 def test_arithmetic_coding_is_named_if_pillow_decodes_it(process: bytes) -> None:
     file = JpegFile(jpeg(photograph(40, 40)))
     file.frame.process = process[1]
-    assert file._unable() == "arithmetic-coded JPEG"
+    assert file._rare_kind() == "arithmetic-coded JPEG"
 
 
 def test_a_result_that_decodes_differently_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -786,8 +787,8 @@ def test_a_result_that_decodes_differently_is_replaced(monkeypatch: pytest.Monke
     hole = hole_of(60, 60, (30, 40, 30, 40))
     out = fill(file, hole)
     assert not file.exact
-    assert file.how == (
-        "JPEG of this rare kind is written anew, at quality 95, and changes a little (--lossless: PNG)"
+    assert file.encoding_note == (
+        "JPEG of this rare kind is re-encoded at quality 95 and changes a little (--lossless: PNG)"
     )
     assert np.abs(decode(out)[~hole].astype(int) - before[~hole]).mean() < 3
 
@@ -866,7 +867,7 @@ def test_metadata_for_a_png_holds_what_it_can_and_names_the_rest() -> None:
     data = data.replace(segment(0xE1, exif(8)), segment(0xE1, exif(8, thumbnail)))
     file = JpegFile(data)
     found = file.metadata()
-    assert file.notes == ["the EXIF thumbnail, which shows what was removed, was not kept"]
+    assert file.notes == ["the EXIF thumbnail, which shows removed content, was not kept"]
     assert found.icc == ICC
     assert found.comment == b"a comment"
     assert found.iptc == IPTC
@@ -877,7 +878,7 @@ def test_metadata_for_a_png_holds_what_it_can_and_names_the_rest() -> None:
     assert (read[274], read.get_ifd(ExifTags.IFD.IFD1)) == (8, {})
     assert b"dc:format" in found.xmp
     assert found.lost == [
-        "extended XMP",
+        "extended XMP (APP1)",
         "FLIR data (APP1)",
         "FlashPix data (APP2)",
         "APP11 (HDR_RI ver=11)",
@@ -909,7 +910,7 @@ def entropy_coded(data: bytes) -> np.ndarray:
 
 def indexed(data: bytes) -> Scan:
     file = JpegFile(data)
-    return imaging.formats.jpeg.Original(data, file.segments, file.frame).scan
+    return imaging.formats.jpeg.CodedData(data, file.segments, file.frame).scan
 
 
 @pytest.mark.parametrize("sampling", FACTORS)
@@ -1035,8 +1036,8 @@ def test_another_jpeglib_is_never_called(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(imaging.formats.jpeg_codec, "installed", lambda name: "2.0.0")
     file = JpegFile(jpeg(photograph(60, 80)), for_writing=True)
     assert not file.exact
-    assert file.how == (
-        "JPEG, without jpeglib 1.0.2, is written anew, at quality 95, and changes a little (--lossless: PNG)"
+    assert file.encoding_note == (
+        "JPEG, without jpeglib 1.0.2, is re-encoded at quality 95 and changes a little (--lossless: PNG)"
     )
     hole = hole_of(60, 80, (20, 30, 20, 30))
     assert np.abs(decode(fill(file, hole))[hole].astype(int) - FILL).mean() < 4

@@ -15,7 +15,9 @@ import tifffile
 from conftest import photograph
 from PIL import Image, TiffImagePlugin
 
-from imaging.formats.tiff import TiffImage, erase, overlapping, pack_rows, without_thumbnails
+from imaging.formats.tiff import TiffImage, without_thumbnails
+from imaging.formats.tiff_segments import pack_rows
+from imaging.formats.tiff_structure import erase, overlapping
 from utils import UserError
 
 H, W = 37, 53
@@ -871,7 +873,7 @@ def inner_directory(flag: int, width: int = 11, height: int = 9, photometric: in
 def test_a_reduced_copy_in_sub_directories_is_erased() -> None:
     data = with_inner(inner_directory(1))
     new, expected, image = filled(data)
-    assert image.notes == ["reduced copies of the picture in SubIFDs were not kept"]
+    assert image.notes == ["reduced copies of the image in SubIFDs were not kept"]
     assert b"SecretTower" not in new
     assert np.array_equal(read(new), expected)
     assert {tag: value for tag, value in tags(data).items() if tag != 330} == tags(new)
@@ -935,7 +937,7 @@ def test_photoshop_layers_are_erased() -> None:
         [grey(picture(1)[:, :, 0], t37724=(7, layers), t34377=(7, photoshop_block(1005, bytes(16))))]
     )
     new, expected, image = filled(data)
-    assert image.notes == ["Photoshop's layers, which show the picture as it was, were not kept"]
+    assert image.notes == ["Photoshop's layers, which show removed content, were not kept"]
     assert b"SecretTower" not in new
     assert np.array_equal(read(new), expected)
     assert {tag: value for tag, value in tags(data).items() if tag != 37724} == tags(new)
@@ -945,7 +947,7 @@ def test_the_thumbnail_in_xmp_is_blanked() -> None:
     packet = b"<x:xmpmeta><xmpGImg:width>9</xmpGImg:width><xmpGImg:image>SecretTower&#xA;</xmpGImg:image></x:xmpmeta>"
     data = built([grey(picture(1)[:, :, 0], t700=(1, list(packet)))])
     new, _, image = filled(data)
-    assert image.notes == ["the thumbnail in XMP was not kept"]
+    assert image.notes == ["previews in the XMP, which show removed content, were not kept"]
     assert packet.replace(b"SecretTower&#xA;", b" " * 16) in new
 
 
@@ -1079,10 +1081,10 @@ def test_pixels_that_spell_the_name_of_a_raw_format_are_no_raw_file() -> None:
 
 def test_several_pictures_are_refused() -> None:
     page = grey(picture(1)[:, :, 0])
-    assert refusal(built([page, page, page])) == "holds 3 pictures, and only single ones can be filled"
-    assert "holds 2 pictures" in refusal(built([page, grey(np.zeros((9, 9), np.uint8), t254=(4, [1])), page]))
-    assert "holds 2 pictures" in refusal(with_inner(inner_directory(0, 100, 100)))
-    assert "holds 50 pictures" in refusal(
+    assert refusal(built([page, page, page])) == "holds 3 images, and only files with a single one can be filled"
+    assert "holds 2 images" in refusal(built([page, grey(np.zeros((9, 9), np.uint8), t254=(4, [1])), page]))
+    assert "holds 2 images" in refusal(with_inner(inner_directory(0, 100, 100)))
+    assert "holds 50 images" in refusal(
         built([page | {270: (2, b"ImageJ=1.53\nimages=50\nslices=50\n\0")}])
     )
 
@@ -1096,12 +1098,12 @@ def test_other_kinds_that_cannot_be_written_back_are_refused() -> None:
     assert "inks other than" in refusal(
         saved(picture(4), photometric="separated", extratags=[(332, 3, 1, 2, True)])
     )
-    assert "rgb pictures of 1 channels" in refusal(built([grey(flat, t262=(3, [2]))]))
+    assert "rgb images of 1 channels" in refusal(built([grey(flat, t262=(3, [2]))]))
     assert "different types" in refusal(
         built([grey(flat, t277=(3, [3]), t258=(3, [5, 6, 5]), t262=(3, [2]))])
     )
     assert "24 bits" in refusal(built([grey(flat, t258=(3, [24]))]))
-    assert "CIELab pictures of 16 bits" in refusal(
+    assert "CIELab images of 16 bits" in refusal(
         saved(picture(3, "uint16"), photometric="cielab", planarconfig="contig")
     )
     assert "photometric interpretation 9" in refusal(
@@ -1185,9 +1187,9 @@ def test_overlapping_ranges_are_found() -> None:
 
 
 def test_erase_spares_what_is_kept() -> None:
-    file = io.BytesIO(b"x" * 20)
-    erase(file, [(2, 8), (6, 15), (18, 99)], [(0, 3), (5, 7), (6, 7), (10, 11)])
-    assert file.getvalue() == b"xxx\0\0xx\0\0\0x\0\0\0\0xxx\0\0"
+    content = bytearray(b"x" * 20)
+    erase(content, [(2, 8), (6, 15), (18, 99)], [(0, 3), (5, 7), (6, 7), (10, 11)])
+    assert content == b"xxx\0\0xx\0\0\0x\0\0\0\0xxx\0\0"
 
 
 def test_packed_rows_start_at_bytes() -> None:
