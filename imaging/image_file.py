@@ -29,7 +29,7 @@ SIGNATURES = (  # first bytes of the formats
     (b"P1", "PPM"), (b"P2", "PPM"), (b"P3", "PPM"), (b"P4", "PPM"), (b"P5", "PPM"), (b"P6", "PPM"),
     (b"Pf", "PPM"), (b"\x0a\x05", "PCX"), (b"\x0a\x03", "PCX"), (b"\x0a\x02", "PCX"),
 )  # fmt: skip
-REFUSED_SIGNATURES = (  # of formats that are recognised, but cannot be written back
+REFUSED_SIGNATURES = (  # recognised formats that cannot be written back
     (b"%!PS", "EPS"), (b"\xc5\xd0\xd3\xc6", "EPS"), (b"%PDF", "PDF"), (b"8BPS", "Photoshop"),
     (b"<svg", "SVG"), (b"<?xml", "SVG"), (b"\0\0\x01\0", "ICO"), (b"\0\0\x02\0", "CUR"), (b"DDS ", "DDS"),
     (b"icns", "ICNS"), (b"PF", "colour PFM"), (b"P7", "PAM"),
@@ -39,7 +39,7 @@ REFUSED_SIGNATURES = (  # of formats that are recognised, but cannot be written 
 RAW_SIGNATURES = (
     b"FUJIFILMCCD-RAW", b"IIRO", b"IIRS", b"MMOR", b"IIU\0", b"FOVb", b"\0MRM", b"II\x1a\0\0\0HEAPCCDR",
 )  # fmt: skip
-BRANDS = {  # of the ISO base media file format
+BRANDS = {  # ISO base media file format
     b"avif": "AVIF", b"heic": "HEIF", b"heix": "HEIF", b"heim": "HEIF", b"heis": "HEIF", b"mif1": "HEIF",
     b"msf1": "HEIF", b"hevc": "HEIF",
 }  # fmt: skip

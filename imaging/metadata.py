@@ -18,9 +18,7 @@ DECODE_ERRORS = (  # raised by Pillow, the other decoders and our parsers for da
     struct.error, zlib.error, Image.DecompressionBombError,
 )  # fmt: skip
 XMP_ORIENTATION = re.compile(rb"tiff:Orientation\s*(?:=\s*[\"']|>\s*)([1-8])\b")
-XMP_PREVIEWS = re.compile(
-    rb"((?<!/)(?:xmpGImg:image|GImage:Data)(?:\s*=\s*[\"']|(?:\s[^<>]*)?>))([^<\"']+)",
-)
+XMP_PREVIEWS = re.compile(rb"((?<!/)(?:xmpGImg:image|GImage:Data)(?:\s*=\s*[\"']|(?:\s[^<>]*)?>))([^<\"']+)")
 
 
 @dataclass

@@ -62,7 +62,7 @@ CARRIED = {  # segments, by name, that a PNG can hold or does not need, or that 
     "resolution", "JFIF thumbnail", "EXIF", "XMP", "colour profile", "IPTC and Photoshop data",
     "index of further images", "Adobe colour transform",
 }  # fmt: skip
-REPORTED_RESOURCES = {0x0404, 0x0409, 0x040C}  # of Photoshop: IPTC and thumbnails
+REPORTED_RESOURCES = {0x0404, 0x0409, 0x040C}  # Photoshop resources: IPTC and thumbnails
 RARE = "JPEG of this rare kind"
 
 

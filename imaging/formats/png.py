@@ -16,7 +16,7 @@ from imaging.raster import Raster, several_images_error
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
 SPACES = {0: "grey", 2: "rgb", 3: "palette", 4: "grey", 6: "rgb"}
-BYTES_AT_ONCE = 2**20  # of rows that are filtered and compressed
+BYTES_AT_ONCE = 2**20  # bytes of rows that are filtered and compressed
 XMP_KEYWORD = b"XML:com.adobe.xmp"
 RAW_PROFILE = re.compile(rb"Raw profile type (exif|APP1)\0\0")
 INDEPENDENT = {  # chunks named as unsafe to copy that do not depend on the samples

@@ -30,7 +30,7 @@ def hole_of(kind: Kind, shape: tuple[int, int], reader: str) -> np.ndarray:
     upright = (kind.name.startswith("tiff") and reader != "tifffile") or kind.name.startswith("heic")
     orientation = 1 if upright else kind.orientation
     left, top, width, height = BOX
-    turns = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # from upright to stored, members of Image.Transpose
+    turns = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # members of Image.Transpose, upright to stored
     seen = np.zeros(shape[::-1] if orientation >= 5 else shape, np.uint8)
     seen[top : top + height, left : left + width] = 255
     if orientation == 1:

@@ -90,7 +90,7 @@ def fill_folder(checkpoint: Path, source: Path, results: Path, *flags: str) -> C
     """Call test.py in this process; what libraries print to file descriptor 2 counts as well."""
     out = io.StringIO()
     with open(source.parent / "stderr", "w+", errors="replace") as err, warnings.catch_warnings():
-        warnings.simplefilter("default")  # as in a separate process
+        warnings.simplefilter("default")  # like a separate process
         stderr = os.dup(2)
         os.dup2(err.fileno(), 2)
         try:

@@ -1,5 +1,6 @@
 """JPEG files with a filled hole: kept, renewed and dropped parts."""
 
+import functools
 import hashlib
 import io
 import itertools
@@ -14,9 +15,11 @@ from pathlib import Path
 
 import cv2
 import jpeglib
+import kinds
 import numpy as np
 import pytest
 from conftest import photograph
+from kinds import segment, with_segments
 from PIL import ExifTags, Image
 
 import imaging.formats.jpeg
@@ -36,43 +39,18 @@ FACTORS = {
     "4:4:0": (2, 1),
     "4:1:1": (1, 4),
 }  # down, across
-KIND = {
-    "4:4:4": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
-    "4:2:2": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_422,
-    "4:2:0": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420,
-    "4:4:0": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_440,
-    "4:1:1": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_411,
-}
+saved = functools.partial(kinds.saved, form="JPEG")
 
 
 def jpeg(
-    image: np.ndarray,
-    sampling: str = "4:2:0",
-    quality: int = 90,
-    progressive: bool = False,
-    restart: int = 0,
+    image: np.ndarray, sampling: str = "4:2:0", quality: int = 90, progressive: bool = False, restart: int = 0
 ) -> bytes:
     settings = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_PROGRESSIVE, int(progressive)]
-    settings += [cv2.IMWRITE_JPEG_RST_INTERVAL, restart, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, KIND[sampling]]
+    factors = getattr(cv2, f"IMWRITE_JPEG_SAMPLING_FACTOR_{sampling.replace(':', '')}")
+    settings += [cv2.IMWRITE_JPEG_RST_INTERVAL, restart, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, factors]
     done, data = cv2.imencode(".jpg", np.ascontiguousarray(image[:, :, ::-1]), settings)
     assert done
     return data.tobytes()
-
-
-def saved(image: Image.Image, **settings: object) -> bytes:
-    target = io.BytesIO()
-    image.save(target, "JPEG", **settings)
-    return target.getvalue()
-
-
-def segment(marker: int, content: bytes) -> bytes:
-    return bytes([0xFF, marker]) + struct.pack(">H", len(content) + 2) + content
-
-
-def insert(data: bytes, *segments: bytes) -> bytes:
-    """The file with segments after its JFIF header, or after SOI if it has none."""
-    start = 4 + struct.unpack(">H", data[4:6])[0] if data[2:4] == b"\xff\xe0" else 2
-    return data[:start] + b"".join(segments) + data[start:]
 
 
 def walk(data: bytes) -> list[tuple[int, bytes]]:
@@ -182,7 +160,7 @@ def test_only_the_touched_blocks_change(
     sampling: str, progressive: bool, quality: int, orientation: int, size: tuple[int, int], tmp_path: Path
 ) -> None:
     height, width = size
-    data = insert(
+    data = with_segments(
         jpeg(photograph(height, width, 1), sampling, quality, progressive), segment(0xE1, exif(orientation))
     )
     file = JpegFile(data)
@@ -411,7 +389,7 @@ def described(progressive: bool = False, orientation: int = 6) -> bytes:
     """A file with segments of every kind."""
     data = jpeg(photograph(64, 96), progressive=progressive)
     main, extended = xmp()
-    return insert(
+    return with_segments(
         data,
         segment(0xE1, exif(orientation)),
         segment(0xE1, XMP + main),
@@ -456,19 +434,12 @@ def test_every_segment_comes_back_byte_for_byte_and_in_order(progressive: bool) 
 @pytest.mark.skipif(shutil.which("exiftool") is None, reason="needs exiftool")
 def test_exiftool_reads_the_same_tags(tmp_path: Path) -> None:
     thumbnail = saved(Image.fromarray(photograph(40, 60)), quality=95)
-    data = insert(described(), segment(0xE1, exif(6, thumbnail)))
-    tags = []
-    for name, content in (("old", data), ("new", fill(JpegFile(data), hole_of(64, 96, (10, 20, 10, 20))))):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "a.jpg").write_bytes(content)
-        read = subprocess.run(
-            ["exiftool", "-j", "-a", "-u", "-U", "-G1", "-b", "a.jpg"],
-            cwd=tmp_path / name,
-            capture_output=True,
-            check=True,
-        )
-        tags.append(json.loads(read.stdout)[0])
-    volatile = ("FileSize", "Date", "ThumbnailImage", "ThumbnailLength", "FileInodeChange", "FilePermissions")
+    data = with_segments(described(), segment(0xE1, exif(6, thumbnail)))
+    (tmp_path / "old.jpg").write_bytes(data)
+    (tmp_path / "new.jpg").write_bytes(fill(JpegFile(data), hole_of(64, 96, (10, 20, 10, 20))))
+    command = ["exiftool", "-j", "-a", "-u", "-U", "-G1", "-b", "old.jpg", "new.jpg"]
+    tags = json.loads(subprocess.run(command, cwd=tmp_path, capture_output=True, check=True).stdout)
+    volatile = ("SourceFile", "System:", "ThumbnailImage", "ThumbnailLength")
     old, new = ({k: v for k, v in t.items() if not any(word in k for word in volatile)} for t in tags)
     assert len(old) > 30
     assert old == new
@@ -493,7 +464,7 @@ def test_the_exif_thumbnail_is_renewed(order: str, quality: int) -> None:
     image, hole = red_corner()
     small = Image.fromarray(image).resize((80, 60))
     old = saved(small, quality=quality)
-    data = insert(jpeg(image), segment(0xE1, exif(3, old, order)))
+    data = with_segments(jpeg(image), segment(0xE1, exif(3, old, order)))
     file = JpegFile(data)
     assert redness(read_thumbnail(data)) > 150
     out = fill(file, hole, np.array([128, 128, 128], np.uint8))
@@ -513,7 +484,7 @@ def test_a_thumbnail_without_room_moves_to_the_end_of_its_segment_or_is_dropped(
     image = np.random.default_rng(0).integers(0, 255, (120, 160, 3)).astype(np.uint8)
     hole = hole_of(120, 160, (40, 80, 40, 90))
     tiny = saved(Image.new("RGB", (160, 120), (255, 0, 0)), quality=1, optimize=True)
-    data = insert(jpeg(image), segment(0xE1, exif(1, tiny, after=b"behind")))
+    data = with_segments(jpeg(image), segment(0xE1, exif(1, tiny, after=b"behind")))
     file = JpegFile(data)
     out = fill(file, hole)
     assert read_thumbnail(out).size == (160, 120)
@@ -522,7 +493,7 @@ def test_a_thumbnail_without_room_moves_to_the_end_of_its_segment_or_is_dropped(
     assert content[6 + 512 + len(tiny) :].startswith(b"behind")
     assert file.notes == [] and file.encoding_note.startswith("JPEG: only the")
 
-    data = insert(jpeg(image), segment(0xE1, exif(1, tiny, after=bytes(65533 - 6 - 512 - len(tiny)))))
+    data = with_segments(jpeg(image), segment(0xE1, exif(1, tiny, after=bytes(65533 - 6 - 512 - len(tiny)))))
     file = JpegFile(data)
     out = fill(file, hole)
     assert tiny not in out
@@ -534,7 +505,7 @@ def test_a_thumbnail_without_room_moves_to_the_end_of_its_segment_or_is_dropped(
 def test_an_uncompressed_thumbnail_is_left_out_with_a_note() -> None:
     image, hole = red_corner()
     raw = np.asarray(Image.fromarray(image).resize((40, 30))).tobytes()
-    file = JpegFile(insert(jpeg(image), segment(0xE1, exif(1, raw, raw=(40, 30)))))
+    file = JpegFile(with_segments(jpeg(image), segment(0xE1, exif(1, raw, raw=(40, 30)))))
     (content,) = [c for m, c in walk(fill(file, hole)) if m == 0xE1]
     assert not any(content[6 + 512 :])
     assert any("EXIF thumbnail" in note for note in file.notes)
@@ -544,7 +515,7 @@ def test_a_thumbnail_with_bars_keeps_them() -> None:
     image = np.full((100, 200, 3), 200, np.uint8)
     bars = Image.new("RGB", (160, 120))
     bars.paste(Image.fromarray(image).resize((160, 80)), (0, 20))
-    data = insert(jpeg(image), segment(0xE1, exif(1, saved(bars, quality=95))))
+    data = with_segments(jpeg(image), segment(0xE1, exif(1, saved(bars, quality=95))))
     new = np.asarray(
         read_thumbnail(fill(JpegFile(data), hole_of(100, 200, (10, 20, 10, 20)))).convert("L")
     ).astype(int)
@@ -619,7 +590,7 @@ def test_old_photoshop_thumbnails_hold_blue_first() -> None:
 def test_a_preview_without_room_is_blanked_with_a_note() -> None:
     image = np.random.default_rng(0).integers(0, 255, (120, 160, 3)).astype(np.uint8)
     tiny = saved(Image.new("RGB", (160, 120), (255, 0, 0)), quality=1, optimize=True)
-    file = JpegFile(insert(jpeg(image), segment(0xE7, b"Maker" + tiny)))
+    file = JpegFile(with_segments(jpeg(image), segment(0xE7, b"Maker" + tiny)))
     out = fill(file, hole_of(120, 160, (40, 80, 40, 90)))
     assert walk(out)[1] == (0xE7, b"Maker" + bytes(len(tiny)))
     assert any("preview" in note for note in file.notes)
@@ -644,7 +615,7 @@ def test_uncompressed_jfif_thumbnails_are_left_out_with_a_note() -> None:
 def test_further_images_and_references_to_them_are_left_out() -> None:
     gain_map = jpeg(photograph(30, 40))
     main = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><d hdrgm:Version="1.0" GCamera:MotionPhoto="1"/></x:xmpmeta>'
-    data = insert(
+    data = with_segments(
         jpeg(photograph(60, 80)),
         segment(0xE1, XMP + main),
         segment(0xE2, b"MPF\0II*\0" + bytes(40)),
@@ -692,7 +663,7 @@ def test_images_within_xmp_are_blanked_and_its_checksum_follows() -> None:
         + "QUJD" * 300
         + "</xmpGImg:image></ex:a>"
     )
-    data = insert(jpeg(photograph(40, 40)), segment(0xE1, XMP + main), *extended)
+    data = with_segments(jpeg(photograph(40, 40)), segment(0xE1, XMP + main), *extended)
     file = JpegFile(data)
     out = fill(file, hole_of(40, 40, (10, 20, 10, 20)))
     assert [(m, len(c)) for m, c in walk(out)] == [(m, len(c)) for m, c in walk(data)]
@@ -706,7 +677,7 @@ def test_images_within_xmp_are_blanked_and_its_checksum_follows() -> None:
 
 
 def test_content_credentials_are_left_out_with_one_note() -> None:
-    data = insert(
+    data = with_segments(
         jpeg(photograph(40, 40)), *(segment(0xEB, b"JP" + bytes([0, 1, 0, 0, 0, i])) for i in (1, 2))
     )
     file = JpegFile(data)
@@ -742,7 +713,7 @@ def test_cmyk_is_re_encoded_with_a_note() -> None:
 def test_a_jfif_header_stays_once_and_never_beside_cmyk() -> None:
     jfif = segment(0xE0, b"JFIF\0\x01\x02\x01\x01\x2c\x01\x2c\0\0")  # 300 dots per inch
     hole = hole_of(60, 80, (16, 32, 16, 32))
-    file = JpegFile(insert(cmyk(), jfif))
+    file = JpegFile(with_segments(cmyk(), jfif))
     assert not any(m == 0xE0 for m, _ in walk(fill(file, hole, np.array([0, 200, 30, 10], np.uint8))))
     data = jpeg(photograph(60, 80))
     file = JpegFile(data[:2] + jfif + data[4 + struct.unpack(">H", data[4:6])[0] :])
@@ -848,7 +819,7 @@ def test_no_temporary_files_are_left(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_orientation_comes_from_xmp_where_exif_has_none() -> None:
     packet = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><d tiff:Orientation="6"/></x:xmpmeta>'
     for segments in ([], [segment(0xE1, exif(None))]):
-        file = JpegFile(insert(jpeg(photograph(40, 60)), *segments, segment(0xE1, XMP + packet)))
+        file = JpegFile(with_segments(jpeg(photograph(40, 60)), *segments, segment(0xE1, XMP + packet)))
         assert file.raster.orientation == 6
         found = file.metadata()
         assert orientation_of(found.exif, found.xmp) == 6
@@ -862,7 +833,7 @@ def test_damaged_exif_is_kept() -> None:
         b"MM\0*\0\0\0\x08\xff\xff",
         b"II*\0\x08\0\0\0\x01\0" + b"\x00" * 12 + b"\x0e\0\0\0",
     ):
-        data = insert(jpeg(photograph(40, 40)), segment(0xE1, b"Exif\0\0" + block))
+        data = with_segments(jpeg(photograph(40, 40)), segment(0xE1, b"Exif\0\0" + block))
         file = JpegFile(data)
         assert walk(fill(file, hole_of(40, 40, (10, 20, 10, 20)))) == walk(data)
         file.metadata()
@@ -871,7 +842,7 @@ def test_damaged_exif_is_kept() -> None:
 def test_metadata_for_a_png_names_the_items_that_it_cannot_hold() -> None:
     image, _ = red_corner()
     thumbnail = saved(Image.fromarray(image).resize((80, 60)), quality=95)
-    data = insert(described(orientation=8), segment(0xE0, b"JFXX\0\x13\x01\x01abc"))
+    data = with_segments(described(orientation=8), segment(0xE0, b"JFXX\0\x13\x01\x01abc"))
     data = data.replace(segment(0xE1, exif(8)), segment(0xE1, exif(8, thumbnail)))
     file = JpegFile(data)
     found = file.metadata()
