@@ -79,6 +79,9 @@ def all_kinds() -> dict[str, Kind]:
     return {kind.name: kind for make in makers for kind in make()}
 
 
+# one file per line
+# fmt: off
+
 # --- pixels ------------------------------------------------------------------------------------------
 
 
@@ -91,11 +94,7 @@ def make_samples(
     y, x = np.mgrid[0:height, 0:width] / max(height, width)
     waves = [np.sin(generator.uniform(3, 9) * x + generator.uniform(3, 9) * y) for _ in range(channels)]
     noise = 0.5 if bits == 1 else 0.2
-    unit = (
-        0.5
-        + (0.5 - noise) * np.stack(waves, axis=2)
-        + generator.uniform(-noise, noise, (height, width, channels))
-    )
+    unit = (0.5 + (0.5 - noise) * np.stack(waves, axis=2) + generator.uniform(-noise, noise, (height, width, channels)))
     kind = np.dtype(dtype)
     if kind.kind == "f":
         return unit.astype(kind)
@@ -111,9 +110,7 @@ def indices(count: int, size: tuple[int, int] = SIZE) -> np.ndarray:
 def palette(count: int) -> np.ndarray:
     """`count` different colours (count, 3) uint8."""
     steps = np.arange(count)
-    return np.stack(
-        [steps * 255 // max(count - 1, 1), steps * 89 % 256, 255 - steps * 37 % 256], axis=1
-    ).astype(np.uint8)
+    return np.stack([steps * 255 // max(count - 1, 1), steps * 89 % 256, 255 - steps * 37 % 256], axis=1).astype(np.uint8)
 
 
 def pil(channels: int = 3, size: tuple[int, int] = SIZE, mode: str = "") -> Image.Image:
@@ -227,15 +224,7 @@ def png(
     """A PNG of samples (H, W, C), with its pixel data in `parts` IDAT chunks."""
     passes = [(0, 0, 1, 1)]
     if interlaced:  # PNG specification, section 8.2
-        passes = [
-            (0, 0, 8, 8),
-            (0, 4, 8, 8),
-            (4, 0, 8, 4),
-            (0, 2, 4, 4),
-            (2, 0, 4, 2),
-            (0, 1, 2, 2),
-            (1, 0, 2, 1),
-        ]
+        passes = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
     lines = [rows_of(samples[y::down, x::across], depth) for y, x, down, across in passes]
     data = zlib.compress(b"".join(lines))
     height, width = samples.shape[:2]
@@ -288,39 +277,24 @@ def pngs() -> Iterator[Kind]:
     )
     for depth in (2, 8, 16):
         grey = make_samples(1, "uint16", bits=depth)
-        yield Kind(
-            f"png-grey{depth}-trns.png", png(grey, depth, 0, chunk(b"tRNS", struct.pack(">H", grey[0, 0, 0])))
-        )
+        yield Kind(f"png-grey{depth}-trns.png", png(grey, depth, 0, chunk(b"tRNS", struct.pack(">H", grey[0, 0, 0]))))
     for depth in (8, 16):
         rgb = make_samples(3, "uint16", bits=depth)
-        yield Kind(
-            f"png-rgb{depth}-trns.png",
-            png(rgb, depth, 2, chunk(b"tRNS", struct.pack(">3H", *rgb[0, 0].tolist()))),
-        )
+        yield Kind(f"png-rgb{depth}-trns.png", png(rgb, depth, 2, chunk(b"tRNS", struct.pack(">3H", *rgb[0, 0].tolist()))))
     profile = chunk(b"iCCP", b"a profile\0\0" + zlib.compress(SRGB))
     for orientation in range(1, 9):
         size = SIZE[::-1] if orientation >= 5 else SIZE
         samples = make_samples(3, "uint16", size, bits=16)
         described = chunk(b"gAMA", struct.pack(">I", 45455)) + profile + chunk(b"eXIf", exif(orientation))
-        yield Kind(
-            f"png-rgb16-gama-iccp-exif{orientation}.png",
-            png(samples, 16, 2, described),
-            orientation=orientation,
-        )
+        yield Kind(f"png-rgb16-gama-iccp-exif{orientation}.png", png(samples, 16, 2, described), orientation=orientation)
     rgb = make_samples()
     yield Kind("png-text-xmp.png", png(rgb, 8, 2, text_chunks()))
-    yield Kind(
-        "png-text-after-idat.png", png(rgb, 8, 2, after=text_chunks() + chunk(b"eXIf", exif(order=">")))
-    )
+    yield Kind("png-text-after-idat.png", png(rgb, 8, 2, after=text_chunks() + chunk(b"eXIf", exif(order=">"))))
     turned = chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + XMP % b' tiff:Orientation="6"')
-    yield Kind(
-        "png-orientation6-in-xmp-only.png", png(make_samples(size=SIZE[::-1]), 8, 2, turned), orientation=6
-    )
+    yield Kind("png-orientation6-in-xmp-only.png", png(make_samples(size=SIZE[::-1]), 8, 2, turned), orientation=6)
     yield Kind("png-exif-thumbnail.png", png(rgb, 8, 2, chunk(b"eXIf", exif(1, thumbnail=True))))
     yield Kind("png-phys.png", png(rgb, 8, 2, chunk(b"pHYs", struct.pack(">IIB", 11811, 11811, 1))))
-    yield Kind(
-        "png-phys-huge.png", png(rgb, 8, 2, chunk(b"pHYs", struct.pack(">IIB", 2**31 - 1, 2**31 - 1, 1)))
-    )
+    yield Kind("png-phys-huge.png", png(rgb, 8, 2, chunk(b"pHYs", struct.pack(">IIB", 2**31 - 1, 2**31 - 1, 1))))
     small = (
         chunk(b"cHRM", struct.pack(">8I", 31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000))
         + chunk(b"sRGB", b"\0")
@@ -372,9 +346,7 @@ def jpegs() -> Iterator[Kind]:
     for (name, factors), progressive in itertools.product(samplings.items(), (0, 1)):
         for size in (SIZE, (33, 18)):
             settings = [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, factors, cv2.IMWRITE_JPEG_PROGRESSIVE, progressive]
-            data = cv2.imencode(".jpg", make_samples(size=size), [*settings, cv2.IMWRITE_JPEG_QUALITY, 88])[
-                1
-            ].tobytes()
+            data = cv2.imencode(".jpg", make_samples(size=size), [*settings, cv2.IMWRITE_JPEG_QUALITY, 88])[1].tobytes()
             kind = "progressive" if progressive else "baseline"
             yield Kind(f"jpeg-{kind}-{name}-{size[1]}x{size[0]}.jpg", data)
     for orientation in range(1, 9):
@@ -390,12 +362,8 @@ def jpegs() -> Iterator[Kind]:
     yield Kind("jpeg-restart-blocks.jpg", jpeg(restart_marker_blocks=3))
     yield Kind("jpeg-restart-rows.jpg", jpeg(restart_marker_rows=1, subsampling=2))
     yield Kind("jpeg-optimised.jpg", jpeg(optimize=True))
-    yield Kind(
-        "jpeg-exif-thumbnail.jpg", with_segments(jpeg(), segment(0xE1, b"Exif\0\0" + exif(1, thumbnail=True)))
-    )
-    yield Kind(
-        "jpeg-xmp.jpg", with_segments(jpeg(), segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + PLAIN_XMP))
-    )
+    yield Kind("jpeg-exif-thumbnail.jpg", with_segments(jpeg(), segment(0xE1, b"Exif\0\0" + exif(1, thumbnail=True))))
+    yield Kind("jpeg-xmp.jpg", with_segments(jpeg(), segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + PLAIN_XMP)))
     name = b"0123456789ABCDEF0123456789ABCDEF"
     extended = PLAIN_XMP.replace(b"a camera", b"extended " * 100)
     main = segment(
@@ -416,10 +384,7 @@ def jpegs() -> Iterator[Kind]:
     yield Kind("jpeg-extended-xmp.jpg", with_segments(jpeg(), main, *halves))
     yield Kind("jpeg-iptc.jpg", with_segments(jpeg(), segment(0xED, b"Photoshop 3.0\0" + RESOURCES)))
     pieces = [SRGB[at : at + 200] for at in range(0, len(SRGB), 200)]
-    profile = [
-        segment(0xE2, b"ICC_PROFILE\0" + bytes([i + 1, len(pieces)]) + piece)
-        for i, piece in enumerate(pieces)
-    ]
+    profile = [segment(0xE2, b"ICC_PROFILE\0" + bytes([i + 1, len(pieces)]) + piece) for i, piece in enumerate(pieces)]
     yield Kind("jpeg-icc-in-pieces.jpg", with_segments(jpeg(), *profile))
     yield Kind(
         "jpeg-comments.jpg",
@@ -433,9 +398,7 @@ def jpegs() -> Iterator[Kind]:
     yield Kind("jpeg-jfif-thumbnail.jpg", _jfif_thumbnail())
     yield Kind("jpeg-no-jfif.jpg", jpeg()[:2] + jpeg()[20:])
     yield Kind("jpeg-zeros-after-end.jpg", jpeg() + bytes(64))
-    yield Kind(
-        "jpeg-fill-bytes.jpg", with_segments(jpeg(), b"\xff\xff\xff" + segment(0xFE, b"after fill bytes"))
-    )
+    yield Kind("jpeg-fill-bytes.jpg", with_segments(jpeg(), b"\xff\xff\xff" + segment(0xFE, b"after fill bytes")))
 
 
 def _jfif_thumbnail() -> bytes:
@@ -455,14 +418,8 @@ def odd_jpegs() -> Iterator[Kind]:
     yield Kind("jpeg-motion-photo.jpg", jpeg() + struct.pack(">I4s4sI", 16, b"ftyp", b"mp42", 0) + bytes(200))
     cmyk = Image.frombytes("CMYK", SIZE[::-1], make_samples(4).tobytes())
     yield Kind("jpeg-cmyk.jpg", saved(cmyk, "JPEG", quality=90), "inexact")
-    yield Kind(
-        "jpeg-cmyk-progressive-icc.jpg",
-        saved(cmyk, "JPEG", progressive=True, icc_profile=SRGB, quality=90),
-        "inexact",
-    )
-    ycck = imagecodecs.jpeg8_encode(
-        make_samples(4), level=90, colorspace="CMYK", outcolorspace="YCCK", subsampling="444"
-    )
+    yield Kind("jpeg-cmyk-progressive-icc.jpg", saved(cmyk, "JPEG", progressive=True, icc_profile=SRGB, quality=90), "inexact")
+    ycck = imagecodecs.jpeg8_encode(make_samples(4), level=90, colorspace="CMYK", outcolorspace="YCCK", subsampling="444")
     yield Kind("jpeg-ycck.jpg", ycck, "inexact")
     yield Kind(
         "jpeg-12bit.jpg",
@@ -482,9 +439,7 @@ def tiff(samples: np.ndarray, **settings: Any) -> bytes:
         samples = np.moveaxis(samples, 2, 0)
     elif samples.shape[2] == 1:
         samples = samples[:, :, 0]
-    with tifffile.TiffWriter(
-        file, bigtiff=settings.pop("bigtiff", False), byteorder=settings.pop("byteorder", "<")
-    ) as writer:
+    with tifffile.TiffWriter(file, bigtiff=settings.pop("bigtiff", False), byteorder=settings.pop("byteorder", "<")) as writer:
         writer.write(samples, **{"metadata": None, "software": False, **settings})
     return file.getvalue()
 
@@ -530,10 +485,7 @@ def tiffs() -> Iterator[Kind]:
         )
     for order, big in itertools.product("<>", (False, True)):
         kind = ("big-" if big else "") + ("little" if order == "<" else "big") + "endian"
-        yield Kind(
-            f"tiff-rgb16-{kind}.tif",
-            tiff(rgb16, photometric="rgb", byteorder=order, bigtiff=big, rowsperstrip=5),
-        )
+        yield Kind(f"tiff-rgb16-{kind}.tif", tiff(rgb16, photometric="rgb", byteorder=order, bigtiff=big, rowsperstrip=5))
     yield Kind(
         "tiff-rgb16-planar-lzw.tif",
         tiff(rgb16, photometric="rgb", planarconfig="separate", compression="lzw", rowsperstrip=7),
@@ -567,10 +519,7 @@ def tiffs() -> Iterator[Kind]:
         yield Kind(f"tiff-grey-{dtype}-miniswhite.tif", tiff(grey, photometric="miniswhite"))
         yield Kind(f"tiff-cmyk-{dtype}.tif", tiff(make_samples(4, dtype), photometric="separated"))
         for alpha in ("assocalpha", "unassalpha", "unspecified"):
-            yield Kind(
-                f"tiff-rgba-{dtype}-{alpha}.tif",
-                tiff(premultiplied(dtype), photometric="rgb", extrasamples=[alpha]),
-            )
+            yield Kind(f"tiff-rgba-{dtype}-{alpha}.tif", tiff(premultiplied(dtype), photometric="rgb", extrasamples=[alpha]))
         yield Kind(
             f"tiff-grey-alpha-{dtype}.tif",
             tiff(
@@ -588,13 +537,8 @@ def tiffs() -> Iterator[Kind]:
                 extrasamples=["unassalpha", "unspecified", "unspecified"],
             ),
         )
-    yield Kind(
-        "tiff-multispectral5.tif",
-        tiff(make_samples(5, "uint16"), photometric="minisblack", planarconfig="contig"),
-    )
-    yield Kind(
-        "tiff-cmyk-planar.tif", tiff(make_samples(4), photometric="separated", planarconfig="separate")
-    )
+    yield Kind("tiff-multispectral5.tif", tiff(make_samples(5, "uint16"), photometric="minisblack", planarconfig="contig"))
+    yield Kind("tiff-cmyk-planar.tif", tiff(make_samples(4), photometric="separated", planarconfig="separate"))
     yield Kind("tiff-cmyka.tif", tiff(make_samples(5), photometric="separated", extrasamples=["unassalpha"]))
     colors = np.stack([palette(256).T.astype(np.uint16) * 257])[0]
     yield Kind("tiff-palette.tif", tiff(indices(256)[:, :, None], photometric="palette", colormap=colors))
@@ -604,9 +548,7 @@ def tiffs() -> Iterator[Kind]:
     for codec in ("raw", "packbits", "group3", "group4", "tiff_lzw", "tiff_adobe_deflate"):
         yield Kind(f"tiff-bilevel-{codec}.tif", pil_tiff(bilevel, compression=codec))
     yield Kind("tiff-bilevel-miniswhite.tif", pil_tiff(bilevel, {262: (3, 0)}))
-    yield Kind(
-        "tiff-lab.tif", pil_tiff(Image.frombytes("LAB", SIZE[::-1], rgb.tobytes()), compression="tiff_lzw")
-    )
+    yield Kind("tiff-lab.tif", pil_tiff(Image.frombytes("LAB", SIZE[::-1], rgb.tobytes()), compression="tiff_lzw"))
     yield Kind("tiff-ycbcr-444.tif", hand_tiff(rgb, "<", {530: (3, [1, 1])}, 6))
     yield Kind(
         "tiff-jpeg-ycbcr-444.tif",
@@ -638,22 +580,11 @@ def tiffs() -> Iterator[Kind]:
             tile=(16, 16),
         ),
     )
-    yield Kind(
-        "tiff-grey12.tif",
-        tiff(make_samples(1, "uint16", bits=12), photometric="minisblack", bitspersample=12),
-    )
-    yield Kind(
-        "tiff-rgb12.tif", tiff(make_samples(3, "uint16", bits=12), photometric="rgb", bitspersample=12)
-    )
+    yield Kind("tiff-grey12.tif", tiff(make_samples(1, "uint16", bits=12), photometric="minisblack", bitspersample=12))
+    yield Kind("tiff-rgb12.tif", tiff(make_samples(3, "uint16", bits=12), photometric="rgb", bitspersample=12))
     for depth in (2, 4):
-        yield Kind(
-            f"tiff-grey{depth}.tif",
-            tiff(make_samples(1, bits=depth), photometric="minisblack", bitspersample=depth),
-        )
-    yield Kind(
-        "tiff-grey-float32-nan.tif",
-        tiff(with_gaps(), photometric="minisblack", compression="lzw", predictor=3),
-    )
+        yield Kind(f"tiff-grey{depth}.tif", tiff(make_samples(1, bits=depth), photometric="minisblack", bitspersample=depth))
+    yield Kind("tiff-grey-float32-nan.tif", tiff(with_gaps(), photometric="minisblack", compression="lzw", predictor=3))
 
 
 def premultiplied(dtype: str) -> np.ndarray:
@@ -699,10 +630,7 @@ def tiffs_with_tags() -> Iterator[Kind]:
         (34735, 3, 8, (1, 1, 0, 1, 1024, 0, 1, 1), True), (34737, 2, 7, "WGS 84|", True), (42113, 2, 2, "7", True),
         (42112, 2, 0, "<GDALMetadata></GDALMetadata>", True),
     ]  # fmt: skip
-    yield Kind(
-        "tiff-int16-geotiff.tif",
-        tiff(make_samples(1, "int16"), photometric="minisblack", extratags=geo, tile=(16, 16)),
-    )
+    yield Kind("tiff-int16-geotiff.tif", tiff(make_samples(1, "int16"), photometric="minisblack", extratags=geo, tile=(16, 16)))
     yield Kind("tiff-rgb16-geotiff.tif", tiff(rgb16, **plain, extratags=geo))
     yield Kind(
         "tiff-rgb16-private-tags.tif",
@@ -723,13 +651,7 @@ def tiffs_with_tags() -> Iterator[Kind]:
         file = io.BytesIO()
         with tifffile.TiffWriter(file) as writer:
             writer.write(rgb, metadata=None, software=False, photometric="rgb")
-            writer.write(
-                make_samples(size=(12, 17)),
-                metadata=None,
-                software=False,
-                photometric="rgb",
-                subfiletype=reduced,
-            )
+            writer.write(make_samples(size=(12, 17)), metadata=None, software=False, photometric="rgb", subfiletype=reduced)
         if reduced:
             yield Kind("tiff-rgb-thumbnail-page.tif", file.getvalue())
         else:
@@ -782,12 +704,7 @@ def refused_tiffs() -> Iterator[Kind]:
         "refused",
         reason="raw file",
     )
-    yield Kind(
-        "tiff-dng-named-tif.tif",
-        tiff(make_samples(), photometric="rgb", extratags=dng),
-        "refused",
-        reason="raw file",
-    )
+    yield Kind("tiff-dng-named-tif.tif", tiff(make_samples(), photometric="rgb", extratags=dng), "refused", reason="raw file")
     yield Kind(
         "tiff-complex.tif",
         tiff((make_samples(1, "float32") + 1j).astype(np.complex64), photometric="minisblack"),
@@ -833,10 +750,7 @@ def webps() -> Iterator[Kind]:
             saved(pil(size=size), "WEBP", lossless=True, exif=b"Exif\0\0" + exif(orientation)),
             orientation=orientation,
         )
-    yield Kind(
-        "webp-exif-thumbnail.webp",
-        saved(pil(), "WEBP", lossless=True, exif=b"Exif\0\0" + exif(1, thumbnail=True)),
-    )
+    yield Kind("webp-exif-thumbnail.webp", saved(pil(), "WEBP", lossless=True, exif=b"Exif\0\0" + exif(1, thumbnail=True)))
     block = exif()
     plain = saved(pil(), "WEBP", lossless=True, exif=b"Exif\0\0" + block)
     at = plain.index(b"EXIF")
@@ -877,12 +791,7 @@ def gifs() -> Iterator[Kind]:
     corner[first + 1 : first + 5] = struct.pack("<HH", 4, 2)
     yield Kind("gif-offset-frame.gif", bytes(corner), "refused", reason="canvas")
     frames = [pil_palette(64), pil_palette(64).transpose(Image.Transpose.ROTATE_180)]
-    yield Kind(
-        "gif-animated.gif",
-        saved(frames[0], "GIF", save_all=True, append_images=frames[1:]),
-        "refused",
-        reason="2 images",
-    )
+    yield Kind("gif-animated.gif", saved(frames[0], "GIF", save_all=True, append_images=frames[1:]), "refused", reason="2 images")
 
 
 def bmp(bits: int, rows: np.ndarray, *, header: int = 40, compression: int = 0, colors: bytes = b"", top_down: bool = False,
@@ -946,14 +855,9 @@ def bmps() -> Iterator[Kind]:
     yield Kind("bmp-32bit.bmp", bmp(32, unused.reshape(height, -1)))
     masks = struct.pack("<IIII", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
     yield Kind("bmp-32bit-v4-alpha.bmp", bmp(32, wide, header=108, compression=3, masks=masks))
-    yield Kind(
-        "bmp-32bit-v5-alpha-icc.bmp", bmp(32, wide, header=124, compression=3, masks=masks, profile=SRGB)
-    )
+    yield Kind("bmp-32bit-v5-alpha-icc.bmp", bmp(32, wide, header=124, compression=3, masks=masks, profile=SRGB))
     yield Kind("bmp-24bit-v5-icc.bmp", bmp(24, plain.reshape(height, -1), header=124, profile=SRGB))
-    runs = (
-        b"".join(b"".join(b"\1" + bytes([value]) for value in row) + b"\0\0" for row in indices(256)[::-1])
-        + b"\0\1"
-    )
+    runs = (b"".join(b"".join(b"\1" + bytes([value]) for value in row) + b"\0\0" for row in indices(256)[::-1]) + b"\0\1")
     colors = np.pad(palette(256)[:, ::-1], [(0, 0), (0, 1)]).tobytes()
     yield Kind("bmp-8bit-rle.bmp", bmp(8, indices(256), compression=1, colors=colors, pixels=runs))
 
@@ -962,44 +866,23 @@ def portable_files() -> Iterator[Kind]:
     height, width = SIZE
     size = f"{width} {height}\n".encode()
     bits = (make_samples(1, bits=1)[:, :, 0] > 0).astype(np.uint8)
-    yield Kind(
-        "ppm-p1.pbm",
-        b"P1\n" + size + "\n".join(" ".join(map(str, row)) for row in bits.tolist()).encode() + b"\n",
-    )
+    yield Kind("ppm-p1.pbm", b"P1\n" + size + "\n".join(" ".join(map(str, row)) for row in bits.tolist()).encode() + b"\n")
     yield Kind("ppm-p4.pbm", b"P4\n" + size + np.packbits(bits, axis=1).tobytes())
-    for mark, binary, channels, suffix in [
-        (2, 0, 1, "pgm"),
-        (3, 0, 3, "ppm"),
-        (5, 1, 1, "pgm"),
-        (6, 1, 3, "ppm"),
-    ]:
+    for mark, binary, channels, suffix in [(2, 0, 1, "pgm"), (3, 0, 3, "ppm"), (5, 1, 1, "pgm"), (6, 1, 3, "ppm")]:
         for highest in (255, 1023, 65535):
             samples = make_samples(channels, "uint16", bits=highest.bit_length())
             head = b"P%d\n# a comment\n" % mark + size + b"%d\n" % highest
             if binary:
                 body = samples.astype(">u2" if highest > 255 else np.uint8).tobytes()
             else:
-                body = (
-                    "\n".join(
-                        " ".join(map(str, row)) for row in samples.reshape(height, -1).tolist()
-                    ).encode()
-                    + b"\n"
-                )
+                body = ("\n".join(" ".join(map(str, row)) for row in samples.reshape(height, -1).tolist()).encode() + b"\n")
             name = f"ppm-p{mark}-max{highest}.{suffix}"
             yield Kind(name, head + body)
-    yield Kind(
-        "ppm-p5-max100.pgm",
-        b"P5 " + size + b"100\n" + (make_samples(1) // 3).clip(0, 100).tobytes(),
-        "refused",
-    )
+    yield Kind("ppm-p5-max100.pgm", b"P5 " + size + b"100\n" + (make_samples(1) // 3).clip(0, 100).tobytes(), "refused")
     floats = make_samples(1, "float32")[::-1, :, 0]
     yield Kind("pfm-grey-little.pfm", b"Pf\n" + size + b"-1.0\n" + floats.astype("<f4").tobytes())
     yield Kind("pfm-grey-big.pfm", b"Pf\n" + size + b"1.0\n" + floats.astype(">f4").tobytes())
-    yield Kind(
-        "pfm-rgb.pfm",
-        b"PF\n" + size + b"-1.0\n" + make_samples(3, "float32")[::-1].astype("<f4").tobytes(),
-        "refused",
-    )
+    yield Kind("pfm-rgb.pfm", b"PF\n" + size + b"-1.0\n" + make_samples(3, "float32")[::-1].astype("<f4").tobytes(), "refused")
     yield Kind(
         "ppm-pam.pam",
         b"P7\nWIDTH 37\nHEIGHT 27\nDEPTH 3\nMAXVAL 255\nTUPLTYPE RGB\nENDHDR\n" + make_samples().tobytes(),
@@ -1046,29 +929,21 @@ def targas() -> Iterator[Kind]:
     yield Kind("tga-rgba.tga", targa(2, 32, rgba[::-1].tobytes(), alpha=8))
     yield Kind("tga-grey.tga", targa(3, 8, make_samples(1)[::-1].tobytes()))
     yield Kind("tga-palette.tga", targa(1, 8, indices(256)[::-1].tobytes(), colors=palette(256)))
-    yield Kind(
-        "tga-id-footer.tga", targa(2, 24, rgb[::-1].tobytes(), name=b"an identification", footer=footer)
-    )
+    yield Kind("tga-id-footer.tga", targa(2, 24, rgb[::-1].tobytes(), name=b"an identification", footer=footer))
     five = np.random.default_rng(1).integers(0, 2**15, SIZE, np.uint16)
     yield Kind("tga-16bit.tga", targa(2, 16, five[::-1].tobytes()))
     yield Kind("tga-rle.tga", saved(pil(), "TGA", compression="tga_rle"))
-    yield Kind(
-        "tga-rgba-rle-id.tga", saved(pil(4), "TGA", compression="tga_rle", id_section=b"an identification")
-    )
+    yield Kind("tga-rgba-rle-id.tga", saved(pil(4), "TGA", compression="tga_rle", id_section=b"an identification"))
     extension = struct.pack("<H", 495) + b"An author".ljust(41, b"\0") + b"A comment".ljust(452, b"\0")
     body = targa(2, 24, rgb[::-1].tobytes())
-    yield Kind(
-        "tga-extension-area.tga", body + extension + struct.pack("<II", len(body), 0) + b"TRUEVISION-XFILE.\0"
-    )
+    yield Kind("tga-extension-area.tga", body + extension + struct.pack("<II", len(body), 0) + b"TRUEVISION-XFILE.\0")
 
 
 def pcx_and_sgi() -> Iterator[Kind]:
     yield Kind("pcx-rgb.pcx", saved(pil(), "PCX"))
     yield Kind("pcx-grey.pcx", saved(pil(1), "PCX"))
     yield Kind("pcx-palette.pcx", saved(pil_palette(256), "PCX"))
-    bits = Image.frombytes(
-        "1", SIZE[::-1], np.packbits(make_samples(1, bits=1)[:, :, 0] > 0, axis=1).tobytes()
-    )
+    bits = Image.frombytes("1", SIZE[::-1], np.packbits(make_samples(1, bits=1)[:, :, 0] > 0, axis=1).tobytes())
     yield Kind("pcx-bilevel.pcx", saved(bits, "PCX"))
     yield Kind("pcx-rgb-300dpi.pcx", saved(pil(), "PCX", dpi=(300, 300)))
     for channels, suffix in [(1, "bw"), (3, "rgb"), (4, "rgba")]:
@@ -1097,10 +972,7 @@ def _sgi_rle(samples: np.ndarray) -> bytes:
 def jpeg2000s() -> Iterator[Kind]:
     for channels, name in [(1, "grey"), (2, "grey-alpha"), (3, "rgb"), (4, "rgba")]:
         yield Kind(f"jpeg2000-{name}.jp2", saved(pil(channels), "JPEG2000"))
-    yield Kind(
-        "jpeg2000-lossy.jp2",
-        saved(pil(), "JPEG2000", irreversible=True, quality_mode="rates", quality_layers=[6]),
-    )
+    yield Kind("jpeg2000-lossy.jp2", saved(pil(), "JPEG2000", irreversible=True, quality_mode="rates", quality_layers=[6]))
     yield Kind("jpeg2000-codestream.j2k", saved(pil(), "JPEG2000", no_jp2=True))
     grey16 = Image.fromarray(make_samples(1, "uint16")[:, :, 0])
     yield Kind("jpeg2000-grey16.jp2", saved(grey16, "JPEG2000"))
@@ -1134,10 +1006,7 @@ def jpeg2000s() -> Iterator[Kind]:
     resolution = struct.pack(">I4sI4sHHHHBB", 26, b"res ", 18, b"resc", 300, 254, 300, 254, 4, 4)
     rest = header[colour + struct.unpack(">I", header[colour : colour + 4])[0] :]
     new = header[:colour] + profile + rest + resolution
-    yield Kind(
-        "jpeg2000-icc-resolution.jp2",
-        plain[:at] + struct.pack(">I4s", 8 + len(new), b"jp2h") + new + plain[end:],
-    )
+    yield Kind("jpeg2000-icc-resolution.jp2", plain[:at] + struct.pack(">I4s", 8 + len(new), b"jp2h") + new + plain[end:])
 
 
 def avifs() -> Iterator[Kind]:
@@ -1209,12 +1078,7 @@ def other_formats() -> Iterator[Kind]:
         reason="Photoshop",
     )
     yield Kind("other-ico.png", saved(pil(4, (32, 32)), "ICO"), "refused", reason="ICO")
-    yield Kind(
-        "other-svg.png",
-        b'\n<svg xmlns="http://www.w3.org/2000/svg" width="51" height="37"/>',
-        "refused",
-        reason="SVG",
-    )
+    yield Kind("other-svg.png", b'\n<svg xmlns="http://www.w3.org/2000/svg" width="51" height="37"/>', "refused", reason="SVG")
     yield Kind("other-html.jpg", b"<!DOCTYPE html><html>404</html>", "refused", reason="not a readable image")
     yield Kind("other-text.png", b"not an image, but a text\n", "refused", reason="not a readable image")
     yield Kind("other-zeros.jpg", bytes(4096), "refused", reason="not a readable image")
@@ -1225,12 +1089,7 @@ def other_formats() -> Iterator[Kind]:
     yield Kind("other-dds.png", b"DDS " + struct.pack("<I", 124) + bytes(120), "refused", reason="DDS")
     yield Kind("other-icns.png", b"icns" + struct.pack(">I", 8), "refused", reason="ICNS")
     yield Kind("other-canon-raw.jpg", b"II*\0\x10\0\0\0CR\2\0" + bytes(64), "refused", reason="raw file")
-    yield Kind(
-        "other-tar-of-zeros.tif",
-        b"II*\0" + struct.pack("<I", 4096) + bytes(64),
-        "refused",
-        reason="not a readable image",
-    )
+    yield Kind("other-tar-of-zeros.tif", b"II*\0" + struct.pack("<I", 4096) + bytes(64), "refused", reason="not a readable image")
 
 
 def cut_files() -> Iterator[Kind]:

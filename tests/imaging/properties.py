@@ -108,15 +108,7 @@ def opencv_knows(data: bytes) -> bool:
         return page.compression in (1, 2, 3, 4, 5, 7, 8, 32773, 32946) and page.planarconfig == 1
 
 
-CODECS = {
-    "png": "png",
-    "webp": "webp",
-    "gif": "gif",
-    "bmp": "bmp",
-    "jp2": "jpeg2k",
-    "j2k": "jpeg2k",
-    "avif": "avif",
-}
+CODECS = {"jp2": "jpeg2k", "j2k": "jpeg2k"} | {name: name for name in ("png", "webp", "gif", "bmp", "avif")}
 
 
 @functools.cache

@@ -228,13 +228,8 @@ def test_known_pixels_of_a_touched_block_are_only_quantised_once_more(tmp_path: 
 
 
 def test_known_samples_come_from_the_coefficients_and_not_from_the_decoded_colours() -> None:
-    noise = (
-        np.random.default_rng(3)
-        .integers(0, 255, (24, 24, 3))
-        .astype(np.uint8)
-        .repeat(2, axis=0)
-        .repeat(2, axis=1)
-    )
+    noise = np.random.default_rng(3).integers(0, 255, (24, 24, 3)).astype(np.uint8)
+    noise = noise.repeat(2, axis=0).repeat(2, axis=1)
     file = JpegFile(jpeg(noise, "4:2:0", 98))
     before = file.raster.samples.astype(int)
     out = fill(file, hole_of(48, 48, (16, 18, 16, 18)))
@@ -866,14 +861,7 @@ def test_metadata_for_a_png_names_the_items_that_it_cannot_hold() -> None:
         "Photoshop data (APP13)",
     ]
     plain = JpegFile(jpeg(photograph(40, 40))).metadata()
-    assert (plain.exif, plain.xmp, plain.icc, plain.comment, plain.iptc, plain.lost) == (
-        None,
-        None,
-        None,
-        None,
-        None,
-        [],
-    )
+    assert [plain.exif, plain.xmp, plain.icc, plain.comment, plain.iptc, plain.lost] == [None] * 5 + [[]]
 
 
 def test_no_exif_block_is_no_tiff() -> None:
@@ -934,9 +922,8 @@ def test_blocks_beyond_the_edge_that_are_no_copies_are_read_as_well(tmp_path: Pa
     assert np.array_equal(entropy_coded(data)[same], entropy_coded(out)[same])
     whole = bytearray(out)
     whole[start + 5 : start + 9] = struct.pack(">HH", 96, 96)
-    assert (
-        decode(bytes(whole))[84:, 84:].std(axis=(0, 1)).max() < 6
-    )  # the means of the fill, and not the old pixels
+    # the means of the fill, and not the old pixels
+    assert decode(bytes(whole))[84:, 84:].std(axis=(0, 1)).max() < 6
 
 
 def test_a_scan_of_another_kind_is_coded_whole() -> None:
@@ -966,14 +953,8 @@ def test_a_code_that_the_tables_lack_has_the_scan_coded_whole() -> None:
 def test_huffman_codes_are_those_of_the_standard() -> None:
     """T.81, table K.5: the AC coefficients of luma."""
     (_, ac), *_ = indexed(jpeg(photograph(40, 40), quality=50)).tables
-    wanted = {
-        0x00: "1010",
-        0x01: "00",
-        0x02: "01",
-        0x11: "1100",
-        0xF0: "11111111001",
-        0xFA: "1111111111111110",
-    }
+    wanted = {0x00: "1010", 0x01: "00", 0x02: "01", 0x11: "1100"}
+    wanted |= {0xF0: "11111111001", 0xFA: "1111111111111110"}
     assert {s: f"{ac.codes[s]:0{ac.lengths[s]}b}" for s in wanted} == wanted
 
 

@@ -337,17 +337,18 @@ def test_a_file_that_would_not_read_back_is_refused() -> None:
         image.write(io.BytesIO(), HOLE)
 
 
+def packed(samples: np.ndarray, bits: int) -> bytes:
+    """Rows (H, W) of samples in `bits` bits each, the highest first; each row is padded to whole bytes."""
+    size = -(-W * bits // 8)
+    rows = ("".join(f"{value:0{bits}b}" for value in row).ljust(size * 8, "0") for row in samples)
+    return b"".join(int(row, 2).to_bytes(size, "big") for row in rows)
+
+
 def test_packed_samples_of_12_bits_stay_12_bits() -> None:
     samples = (make_samples(1, "uint16")[:, :, 0] >> 4).astype(int)
-    lines = []
-    for (
-        row
-    ) in samples:  # two samples in three bytes, TIFF's order; of an odd row the last has four bits of padding
-        number = int("".join(f"{value:012b}" for value in row).ljust(-(-W * 12 // 8) * 8, "0"), 2)
-        lines.append(number.to_bytes(-(-W * 12 // 8), "big"))
+    content = packed(samples, 12)
     tag = grey(make_samples(1)[:, :, 0])
-    tag |= {258: (3, [12]), 273: (4, [b"".join(lines)]), 279: (4, [len(b"".join(lines))])}
-    data = built([tag])
+    data = built([tag | {258: (3, [12]), 273: (4, [content]), 279: (4, [len(content)])}])
     image = TiffImage(data)
     assert image.raster.bits == 12
     assert np.array_equal(image.raster.samples[:, :, 0], samples)
@@ -362,12 +363,7 @@ def test_packed_samples_of_12_bits_stay_12_bits() -> None:
 @pytest.mark.parametrize("fill_order", [1, 2])
 def test_other_packed_samples_stay(bits: int, fill_order: int) -> None:
     samples = np.random.default_rng(bits).integers(0, 2**bits, (H, W))
-    lines = []
-    for row in samples:
-        size = -(-W * bits // 8)
-        number = int("".join(f"{value:0{bits}b}" for value in row).ljust(size * 8, "0"), 2)
-        lines.append(number.to_bytes(size, "big"))
-    content = b"".join(lines)
+    content = packed(samples, bits)
     if fill_order == 2:
         content = bytes(int(f"{byte:08b}"[::-1], 2) for byte in content)
     tag = grey(make_samples(1)[:, :, 0], t266=(3, [fill_order]))
