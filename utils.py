@@ -27,6 +27,11 @@ def one_line(error: UserError) -> str:
     return str(error).strip().splitlines()[-1].removeprefix(f"{UserError.__module__}.UserError: ")
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, cut at 120 characters; the name of its type if it has no text."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+
+
 class DefaultsFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Help with the default of every flag that has one."""
 
@@ -164,5 +169,4 @@ def load_tensors(path: Path, flag: str, kind: str) -> Any:
             warnings.simplefilter("ignore")  # about pickles of other programs: they are refused in one line
             return torch.load(path, map_location="cpu", weights_only=True)
     except READ_ERRORS as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
-        raise UserError(f"{flag}: not a readable {kind}: {path} ({reason})") from None
+        raise UserError(f"{flag}: not a readable {kind}: {path} ({first_line(error)})") from None

@@ -1,6 +1,6 @@
-"""Image and mask files, in and out."""
+"""Reading and writing image and mask files."""
 
 import logging
 
-for _library in ("imagecodecs", "tifffile"):  # which would print what they think of a file's metadata
+for _library in ("imagecodecs", "tifffile"):  # without a handler, they would print warnings about metadata
     logging.getLogger(_library).addHandler(logging.NullHandler())

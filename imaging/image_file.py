@@ -1,4 +1,4 @@
-"""Image files of every format that can be written back: opened, filled, and written with all they carry."""
+"""Image files of every format that can be written back: opened, filled, and written with their metadata."""
 
 import contextlib
 import io
@@ -13,52 +13,40 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from imaging.formats import png
 from imaging.formats.heif import HeifFile
 from imaging.formats.jpeg import JpegFile
-from imaging.formats.pillow_file import PillowFile, PortableFile
+from imaging.formats.pillow_file import PillowFile, PortableFile, open_portable
 from imaging.formats.tiff import TiffImage
-from imaging.inventory import find_losses, jpeg_segments, take_inventory
+from imaging.inventory import find_losses, take_inventory
 from imaging.metadata import orientation_of, with_orientation
-from imaging.raster import RAW_ERROR, WHOLE, Raster, Region, stored
-from utils import UserError, atomic_path
+from imaging.raster import RAW_ERROR, WHOLE, Container, Raster, Region, stored
+from utils import UserError, atomic_path, first_line
 
-Image.MAX_IMAGE_PIXELS = None  # sizes are checked here, where a limit is asked for
+Image.MAX_IMAGE_PIXELS = None  # `refuse_large` checks sizes, where there is a limit
 
-MAGIC = (  # what files begin with
+SIGNATURES = (  # first bytes of the formats
     (b"\x89PNG\r\n\x1a\n", "PNG"), (b"\xff\xd8\xff", "JPEG"), (b"II*\0", "TIFF"), (b"MM\0*", "TIFF"),
     (b"II+\0", "TIFF"), (b"MM\0+", "TIFF"), (b"GIF87a", "GIF"), (b"GIF89a", "GIF"), (b"BM", "BMP"),
     (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG2000"), (b"\xff\x4f\xff\x51", "JPEG2000"), (b"\x01\xda", "SGI"),
     (b"P1", "PPM"), (b"P2", "PPM"), (b"P3", "PPM"), (b"P4", "PPM"), (b"P5", "PPM"), (b"P6", "PPM"),
     (b"Pf", "PPM"), (b"\x0a\x05", "PCX"), (b"\x0a\x03", "PCX"), (b"\x0a\x02", "PCX"),
 )  # fmt: skip
-REFUSED = (  # formats that are recognised, and cannot be written back
+REFUSED_SIGNATURES = (  # recognised formats that cannot be written back
     (b"%!PS", "EPS"), (b"\xc5\xd0\xd3\xc6", "EPS"), (b"%PDF", "PDF"), (b"8BPS", "Photoshop"),
     (b"<svg", "SVG"), (b"<?xml", "SVG"), (b"\0\0\x01\0", "ICO"), (b"\0\0\x02\0", "CUR"), (b"DDS ", "DDS"),
     (b"icns", "ICNS"), (b"PF", "colour PFM"), (b"P7", "PAM"),
     (b"\xff\x0a", "JPEG XL"), (b"\0\0\0\x0cJXL ", "JPEG XL"), (b"qoif", "QOI"), (b"v/1\x01", "OpenEXR"),
     (b"#?RADIANCE", "Radiance HDR"), (b"\xd7\xcd\xc6\x9a", "WMF"), (b"MThd", "MIDI"), (b"gimp xcf", "XCF"),
 )  # fmt: skip
-RAW = (b"FUJIFILMCCD-RAW", b"IIRO", b"IIRS", b"MMOR", b"IIU\0", b"FOVb", b"\0MRM", b"II\x1a\0\0\0HEAPCCDR")
-BRANDS = {  # of the ISO base media format
+RAW_SIGNATURES = (
+    b"FUJIFILMCCD-RAW", b"IIRO", b"IIRS", b"MMOR", b"IIU\0", b"FOVb", b"\0MRM", b"II\x1a\0\0\0HEAPCCDR",
+)  # fmt: skip
+BRANDS = {  # ISO base media file format
     b"avif": "AVIF", b"heic": "HEIF", b"heix": "HEIF", b"heim": "HEIF", b"heis": "HEIF", b"mif1": "HEIF",
     b"msf1": "HEIF", b"hevc": "HEIF",
 }  # fmt: skip
-FORMATS = (
-    "PNG",
-    "JPEG",
-    "TIFF",
-    "WebP",
-    "GIF",
-    "BMP",
-    "JPEG 2000",
-    "HEIC",
-    "AVIF",
-    "PPM",
-    "TGA",
-    "SGI",
-    "PCX",
-)
+WRITABLE = "PNG, JPEG, TIFF, WebP, GIF, BMP, JPEG 2000, HEIC, AVIF, PPM, TGA, SGI, PCX"
 OPENED = ("PNG", "JPEG", "TIFF", "WEBP", "GIF", "BMP", "JPEG2000", "AVIF", "PPM", "TGA", "SGI", "PCX")
 TGA_SUFFIXES = {".tga", ".icb", ".vda", ".vst"}
-SUFFIXES = {  # of files that are filled, or named as refused, where a folder is given
+SUFFIXES = {  # names of files in a folder that are filled, or reported as refused
     *TGA_SUFFIXES,
     ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".mpo", ".tif", ".tiff", ".btf", ".tf8",
     ".bmp", ".dib", ".gif", ".webp", ".avif", ".heic", ".heif", ".hif", ".jp2", ".j2k", ".j2c", ".jpc",
@@ -66,25 +54,25 @@ SUFFIXES = {  # of files that are filled, or named as refused, where a folder is
     ".eps", ".psd", ".ico", ".dds", ".jxl", ".exr", ".hdr", ".xcf", ".dng", ".cr2", ".cr3", ".nef", ".arw",
     ".raf", ".orf", ".rw2", ".pef", ".srw",
 }  # fmt: skip
-OwnContainer = png.PngFile | JpegFile | TiffImage | HeifFile | PillowFile | PortableFile
+ConvertibleFile = JpegFile | HeifFile | PillowFile | PortableFile  # files that can become a PNG
 
 
 class ImageFile:
-    """An image file that can be filled, as it is stored, and its colours upright.
+    """An image file that can be filled: its samples as stored, its colours upright.
 
     Args:
-        path: of a single picture; of a JPEG or HEIC with several, the main one.
-        max_megapixels: refuse a picture of more, by its header; 0 for no limit.
-        form: the format, where it is known.
-        for_writing: get ready to save a JPEG, beside other work.
+        path: a file with one image, or a JPEG or HEIC with several, of which the main one is filled.
+        max_megapixels: refuse an image with more, by its header; 0 for no limit.
+        form: the format, if it is known.
+        for_writing: prepare in a background thread to save a JPEG.
 
     Attributes:
         format: Pillow's name of the file's format.
         raster: the pixels.
-        notes: what a user should know of what cannot be kept.
+        notes: messages to the user about what is not kept.
 
     Raises:
-        UserError: if the file is missing, no readable picture, or cannot be written back.
+        UserError: if the file is missing, unreadable, or of a kind that cannot be written back.
     """
 
     def __init__(
@@ -96,7 +84,7 @@ class ImageFile:
             self.format = form or sniff(data, path)
             if max_megapixels:
                 refuse_large(data, self.format, max_megapixels)
-            self.container = open_container(data, self.format, for_writing)
+            self.container: Container = open_container(data, self.format, for_writing)
             self.raster: Raster = self.container.raster
             if 0 in self.raster.shape:
                 raise ValueError("no pixels")
@@ -111,11 +99,6 @@ class ImageFile:
         return self.raster.shape
 
     @property
-    def lossy(self) -> bool:
-        """Whether every pixel changes a little when the file is written in its own format."""
-        return not self.container.exact
-
-    @property
     def icc(self) -> bytes | None:
         """The colour profile."""
         return self.container.icc
@@ -126,7 +109,7 @@ class ImageFile:
 
     @property
     def alpha(self) -> np.ndarray | None:
-        """How opaque each pixel is, (H, W) float32 in [0, 1], upright; None without alpha."""
+        """The opacity of all pixels, (H, W) float32 in [0, 1], upright; None without alpha."""
         return self.raster.opacity()
 
     def put(self, region: Region, colors: np.ndarray, hole: np.ndarray, opaque: bool = False) -> None:
@@ -138,17 +121,18 @@ class ImageFile:
         return becomes_png(self.format, lossless)
 
     def exact(self, lossless: bool) -> bool:
-        """Whether known pixels come back bit for bit, as a PNG if `lossless` makes it one."""
-        return not self.lossy or self.becomes_png(lossless)
+        """Whether known pixels are kept bit for bit, in the file's own format or as PNG."""
+        return self.container.exact or self.becomes_png(lossless)
 
-    def how(self, lossless: bool) -> list[str]:
-        """A note of how the file is written, if there is something to know."""
-        return [] if self.becomes_png(lossless) or not self.container.how else [self.container.how]
+    def encoding_notes(self, lossless: bool) -> list[str]:
+        """The container's note about the way of writing, if it has one."""
+        note = self.container.encoding_note
+        return [note] if note and not self.becomes_png(lossless) else []
 
     def kept(self, missing: np.ndarray, lossless: bool = False) -> np.ndarray | None:
-        """The stored pixels (H, W) bool that stay bit for bit, where these are fewer than those not missing.
+        """The stored pixels (H, W) bool that stay bit for bit, if these are fewer than those not missing.
 
-        Of a JPEG, that is what lies in blocks that share no pixel with the hole; None for other files.
+        These are the pixels of a JPEG in blocks that share no pixel with the hole; None for other files.
         """
         if not isinstance(self.container, JpegFile) or self.becomes_png(lossless):
             return None
@@ -161,22 +145,22 @@ class ImageFile:
         lossless: bool = False,
         check: Callable[[Path], None] | None = None,
     ) -> None:
-        """Write the picture in its own format, whole or not at all.
+        """Write the image in its own format, atomically.
 
         Args:
-            missing: (H, W) bool, upright: the pixels that may have changed since it was opened.
+            missing: (H, W) bool, upright: the pixels that may have changed since the file was opened.
             lossless: write JPEG, HEIF and AVIF as PNG.
-            check: called with the new file before it gets its name; the picture's pixels are let go before.
+            check: called with the temporary file before it is renamed; the pixels are freed before the call.
 
         Raises:
-            UserError: if it cannot be written, or the disk is full or read only; what `check` raises.
+            UserError: if the file cannot be written, and whatever `check` raises.
         """
         try:
             with atomic_path(path) as temporary:
                 with open(temporary, "wb") as file:
                     self._write(file, missing, lossless)
                 mode = temporary.stat().st_mode & (self.path.stat().st_mode | 0o600)
-                temporary.chmod(mode)  # what only its owner may read stays so
+                temporary.chmod(mode)  # a private file stays private
                 if self.inventory and not self.becomes_png(lossless):
                     self._note_losses(temporary)
                 if check is not None:
@@ -185,15 +169,15 @@ class ImageFile:
         except UserError:
             raise
         except MemoryError:
-            raise UserError(f"cannot write {path}: memory ran out") from None
-        except Exception as error:  # encoders, too, raise whatever an odd file makes them run into
+            raise UserError(f"cannot write {path}: out of memory") from None
+        except Exception as error:  # encoders raise errors of any type for unusual files
             raise UserError(f"cannot write {path}: {reason_of(error)}") from None
 
     def _write(self, file: BinaryIO, missing: np.ndarray, lossless: bool) -> None:
         if self.becomes_png(lossless):
-            assert not isinstance(self.container, png.PngFile | TiffImage)
+            assert isinstance(self.container, ConvertibleFile)
             metadata = self.container.metadata()
-            if orientation_of(metadata.exif) != self.raster.orientation:  # which XMP alone says
+            if orientation_of(metadata.exif) != self.raster.orientation:  # only XMP states it
                 metadata.exif = with_orientation(metadata.exif, self.raster.orientation)
             if self.raster.space == "cmyk":
                 lost = ", and its colour profile is not kept" if self.icc else ""
@@ -215,15 +199,15 @@ class ImageFile:
 
 
 def becomes_png(form: str, lossless: bool) -> bool:
-    """Whether a file of a format is to be written as PNG, as `lossless` asks of JPEG, HEIF and AVIF."""
+    """Whether a file of a format is to be written as PNG; `lossless` asks so for JPEG, HEIF and AVIF."""
     return lossless and form in ("JPEG", "HEIF", "AVIF")
 
 
 def sniff_file(path: Path) -> str:
-    """The format of a file, as of `sniff`, from its first bytes.
+    """The format of a file, from its first bytes; see `sniff`.
 
     Raises:
-        UserError: if there is no such file, or it is of no format that can be written back.
+        UserError: if the file is missing, or has no format that can be written back.
     """
     with reading(path):
         return sniff(read_regular(path, 64), path)
@@ -231,7 +215,7 @@ def sniff_file(path: Path) -> str:
 
 @contextlib.contextmanager
 def reading(path: object) -> Iterator[None]:
-    """Turn whatever goes wrong in decoding a file into a `UserError` of one line that names it."""
+    """Turn any error of decoding a file into a `UserError` of one line that names the file."""
     try:
         yield
     except UserError as error:
@@ -242,23 +226,21 @@ def reading(path: object) -> Iterator[None]:
         raise UserError(f"{reason_of(error)}: {path}") from None
     except MemoryError:
         raise UserError(f"does not fit into memory: {path}") from None
-    except Exception as error:  # decoders raise whatever a damaged file makes them run into
+    except Exception as error:  # decoders raise errors of any type for damaged files
         raise UserError(f"not a readable image: {path} ({reason_of(error)})") from None
 
 
 def reason_of(error: BaseException) -> str:
-    """The first line of an error, or its kind if it has no text."""
-    if isinstance(error, UnidentifiedImageError):
-        return "damaged from its beginning on"
-    lines = str(error).strip().splitlines()
-    return lines[0][:120] if lines else type(error).__name__
+    """The first line of an error; see `first_line`."""
+    unidentified = isinstance(error, UnidentifiedImageError)
+    return "damaged from its beginning on" if unidentified else first_line(error)
 
 
 def read_regular(path: Path, count: int = -1) -> bytes:
-    """The bytes, or so many first ones, of a file that is one, and no folder, pipe or device.
+    """The bytes of a regular file, or its first `count` bytes.
 
     Raises:
-        UserError: for anything else.
+        UserError: if it is a folder, pipe or device.
     """
     mode = path.stat().st_mode
     if stat.S_ISDIR(mode):
@@ -270,12 +252,12 @@ def read_regular(path: Path, count: int = -1) -> bytes:
 
 
 def sniff(data: bytes, path: Path | None = None) -> str:
-    """Pillow's name of a file's format, by how it begins; TGA, which has no such mark, by the name's end.
+    """Pillow's name of a file's format, from its first bytes; TGA has no signature, and needs its suffix.
 
     Raises:
         UserError: for a format that cannot be written back.
     """
-    if data.startswith(RAW) or data[4:11] == b"ftypcrx":
+    if data.startswith(RAW_SIGNATURES) or data[4:11] == b"ftypcrx":
         raise UserError(RAW_ERROR)
     if data[4:8] == b"ftyp":
         brands = [data[8:12], *(data[i : i + 4] for i in range(16, min(len(data), 64), 4))]
@@ -284,19 +266,20 @@ def sniff(data: bytes, path: Path | None = None) -> str:
             return "AVIF" if "AVIF" in known else known[0]
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WEBP"
-    for start, form in MAGIC:
+    for start, form in SIGNATURES:
         if data.startswith(start):
             return form
     if path is not None and path.suffix.lower() in TGA_SUFFIXES:
         return "TGA"
-    for start, form in REFUSED:
-        if data.lstrip(b"\xef\xbb\xbf \r\n\t")[: len(start)] == start:
-            raise UserError(f"{form} files cannot be written back ({', '.join(FORMATS)} can)")
+    text = data.lstrip(b"\xef\xbb\xbf \r\n\t")
+    for start, form in REFUSED_SIGNATURES:
+        if text.startswith(start):
+            raise UserError(f"{form} files cannot be written back ({WRITABLE} can)")
     raise ValueError("of no known format")
 
 
 def refuse_large(data: bytes, form: str, max_megapixels: float) -> None:
-    """Raise a `UserError` if a file's header says more pixels than are allowed."""
+    """Raise a `UserError` if a file's header states more pixels than allowed."""
     if form == "HEIF":
         import pillow_heif
 
@@ -310,39 +293,29 @@ def refuse_large(data: bytes, form: str, max_megapixels: float) -> None:
         raise UserError(f"has {count:,.0f} megapixels, more than {limit}")
 
 
-def refuse_jpeg(data: bytes) -> None:
-    """Raise for a JPEG that no library here reads."""
-    for marker, content in jpeg_segments(data):
-        if marker == 0xF7:
-            raise NotImplementedError("JPEG-LS cannot be read")
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) and content[:1] != b"\x08":
-            raise NotImplementedError(f"JPEG of {content[0]} bits cannot be read")
-
-
-def open_container(data: bytes, form: str, for_writing: bool = False) -> OwnContainer:
-    """The opened file of a format as of `sniff`; `for_writing` as of `ImageFile`."""
+def open_container(data: bytes, form: str, for_writing: bool = False) -> Container:
+    """The opened file of a format named by `sniff`; see `ImageFile` for `for_writing`."""
     if form == "PNG":
         return png.PngFile(data)
     if form == "JPEG":
-        refuse_jpeg(data)
         return JpegFile(data, for_writing)
     if form == "TIFF":
         return TiffImage(data)
     if form == "HEIF":
         return HeifFile(data)
-    if form == "PPM" and PortableFile.takes(data):
-        return PortableFile(data)
+    if form == "PPM":
+        return open_portable(data)
     return PillowFile(data, form)
 
 
 def read_colors(source: Path | BinaryIO, max_megapixels: float = 0) -> tuple[np.ndarray, np.ndarray | None]:
-    """The colours (H, W, 1 or 3) and opacity (H, W) of a picture to be looked at, and not written back.
+    """The colours (H, W, 1 or 3) and opacity (H, W) of an image that is not written back.
 
     Args:
-        source: a file, or an open one whose text names it. Of several pictures the first is read.
+        source: a path, or an open file whose `str` names it. The first of several images is read.
 
     Returns:
-        As of `ImageFile.colors` and `ImageFile.alpha`.
+        See `ImageFile.colors` and `ImageFile.alpha`.
 
     Raises:
         UserError: if it cannot be read, or is a raw file.
@@ -357,14 +330,14 @@ def read_colors(source: Path | BinaryIO, max_megapixels: float = 0) -> tuple[np.
         except (UserError, NotImplementedError) as error:
             if str(error) == RAW_ERROR or form in ("HEIF", "TIFF"):
                 raise
-            raster = _first_picture(data)
+            raster = _first_image(data)
         if 0 in raster.shape:
             raise ValueError("no pixels")
         return raster.colors(), raster.opacity()
 
 
-def _first_picture(data: bytes) -> Raster:
-    """The first picture of a file that cannot be written back, in eight bits, upright."""
+def _first_image(data: bytes) -> Raster:
+    """The first image of a file that cannot be written back, in eight bits, upright."""
     with Image.open(io.BytesIO(data), formats=OPENED) as image:
         turned = ImageOps.exif_transpose(image)
         shown = np.array(turned.convert("RGBA" if turned.has_transparency_data else "RGB"))

@@ -1,34 +1,23 @@
-"""What image files hold beside their pixels, item by item, to say what a new file has lost of it."""
+"""Inventory of the metadata in an image file, to report the items that a new file has lost."""
 
 import contextlib
 import hashlib
 import io
 import re
 import struct
-import zlib
 from collections.abc import Iterator
 
 from PIL import Image
 
+from imaging.formats.jpeg_segments import APP, COM, read_segments
 from imaging.formats.pillow_file import webp_chunks
-from imaging.metadata import PREFIX, blank_xmp_previews, without_previews
+from imaging.metadata import DECODE_ERRORS, PREFIX, without_thumbnail, without_xmp_previews
 
-Inventory = dict[str, str]  # what an item is called, and a digest or text of what it says
+Inventory = dict[str, str]  # a digest or text of each item, by its name
 
-JPEG_NAMES = (
-    (b"JFIF\0", "resolution"), (b"JFXX\0", "JFIF thumbnail"), (b"Exif\0\0", "EXIF"),
-    (b"http://ns.adobe.com/xap/1.0/\0", "XMP"), (b"http://ns.adobe.com/xmp/extension/\0", "extended XMP"),
-    (b"ICC_PROFILE\0", "colour profile"), (b"Photoshop 3.0\0", "IPTC and Photoshop data"),
-    (b"MPF\0", "index of further pictures"), (b"FPXR\0", "FlashPix data"), (b"FLIR\0", "FLIR data"),
-    (b"Adobe", "Adobe colour transform"), (b"JP", "Content Credentials"),
-)  # fmt: skip
+RESTART_INTERVAL = 0xDD
 EXIF_BLOCKS = (0x8769, 0x8825)  # EXIF and GPS
 JP2_STRUCTURE = {b"jP  ", b"ftyp", b"jp2h", b"ihdr", b"colr", b"jp2c", b"bpcc", b"cdef"}
-
-
-UNPARSABLE = (  # what damaged metadata makes parsers raise
-    ValueError, LookupError, TypeError, ArithmeticError, OSError, SyntaxError, struct.error, zlib.error,
-)  # fmt: skip
 
 
 def digest(content: bytes) -> str:
@@ -36,9 +25,9 @@ def digest(content: bytes) -> str:
 
 
 def take_inventory(data: bytes, form: str) -> Inventory:
-    """All that a file says beside its pixels; what cannot be parsed is left out.
+    """All metadata in a file, except what cannot be parsed.
 
-    PNG and TIFF files need none: their modules change nothing but pixels, and say what they leave out.
+    PNG and TIFF files need none: their modules change nothing but pixels, and report what they leave out.
 
     Args:
         form: Pillow's name of its format.
@@ -47,56 +36,39 @@ def take_inventory(data: bytes, form: str) -> Inventory:
         "JPEG": _jpeg, "WEBP": _webp, "GIF": _gif, "BMP": _bmp, "JPEG2000": _jpeg2000, "TGA": _tga,
     }.get(form, _pillow)  # fmt: skip
     found: Inventory = {}
-    with contextlib.suppress(*UNPARSABLE):
+    with contextlib.suppress(*DECODE_ERRORS):
         for name, content in walk(data):
             found[name] = content
     return found
 
 
 def find_losses(before: Inventory, after: Inventory) -> list[str]:
-    """What the first file says and the second does not, or otherwise, in words."""
-    return list(dict.fromkeys(name for name, content in before.items() if after.get(name) != content))
+    """The names of the items that the second inventory lacks or has otherwise."""
+    return [name for name, content in before.items() if after.get(name) != content]
 
 
 def _exif(block: bytes) -> Iterator[tuple[str, str]]:
-    """The tags of an EXIF block; its thumbnail is left out, as it is made anew or dropped with a note."""
+    """The tags of an EXIF block without its thumbnail, which is renewed, or dropped with a note."""
     try:
         exif = Image.Exif()
         exif.load(PREFIX + block.removeprefix(PREFIX))
         tags = sorted((tag, value) for tag, value in exif.items() if tag not in EXIF_BLOCKS)
         blocks = [sorted(exif.get_ifd(tag).items()) for tag in EXIF_BLOCKS if tag in exif]
         yield "EXIF", digest(repr([tags, blocks]).encode(errors="surrogateescape"))
-    except UNPARSABLE:
-        yield "EXIF", digest(without_previews(block)[0].removeprefix(PREFIX))
-
-
-def jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """The segments of a JPEG file before its first scan: marker and content."""
-    place = 2
-    while place + 4 <= len(data) and data[place] == 0xFF:
-        marker = data[place + 1]
-        if marker == 0xFF:  # a fill byte
-            place += 1
-            continue
-        if marker == 0xDA:
-            return
-        (length,) = struct.unpack_from(">H", data, place + 2)
-        yield marker, data[place + 4 : place + 2 + length]
-        place += 2 + length
+    except DECODE_ERRORS:
+        yield "EXIF", digest(without_thumbnail(block, []).removeprefix(PREFIX))
 
 
 def _jpeg(data: bytes) -> Iterator[tuple[str, str]]:
     counts: dict[str, int] = {}
     profile = b""
-    for marker, content in jpeg_segments(data):
-        if marker == 0xFE:
+    for segment in read_segments(data, header_only=True)[0]:
+        content, name = segment.content, segment.name
+        if segment.marker == COM:
             name = "comment"
-        elif marker == 0xDD and len(content) == 2 and content != b"\0\0":
+        elif segment.marker == RESTART_INTERVAL and len(content) == 2 and content != b"\0\0":
             name = "restart markers"
-        elif 0xE0 <= marker <= 0xEF:
-            known = [name for start, name in JPEG_NAMES if content.startswith(start)]
-            name = known[0] if known else f"segment APP{marker - 0xE0}"
-        else:
+        elif segment.marker not in APP:
             continue
         if name == "EXIF":
             yield from _exif(content)
@@ -105,9 +77,10 @@ def _jpeg(data: bytes) -> Iterator[tuple[str, str]]:
         elif name == "resolution":
             yield name, str(struct.unpack_from(">BHH", content, 7))
         else:
+            name = name or f"segment APP{segment.marker - APP[0]}"
             counts[name] = counts.get(name, 0) + 1
             numbered = name if counts[name] == 1 else f"{name} ({counts[name]})"
-            yield numbered, digest(blank_xmp_previews(content))
+            yield numbered, digest(without_xmp_previews(content, []))
     if profile:
         yield "colour profile", digest(profile)
 
@@ -125,11 +98,9 @@ def _gif(data: bytes) -> Iterator[tuple[str, str]]:
     for number, found in enumerate(re.finditer(rb"\x21\xfe((?:[\x01-\xff][^\0]*?)+)\0", data)):
         yield f"comment{number or ''}", digest(found[1])
     for found in re.finditer(rb"\x21\xff\x0b(.{11})", data, re.DOTALL):
-        name = (
-            "XMP" if found[1].startswith(b"XMP Data") else f"extension {found[1].decode('latin-1').strip()}"
-        )
+        name = f"extension {found[1].decode('latin-1').strip()}"
         if not found[1].startswith(b"NETSCAPE"):
-            yield name, "present"
+            yield "XMP" if found[1].startswith(b"XMP Data") else name, "present"
     flags = data[10]
     if data[12]:
         yield "pixel aspect", str(data[12])
@@ -148,7 +119,7 @@ def _bmp(data: bytes) -> Iterator[tuple[str, str]]:
         yield "OS/2 header", "present"
         return
     bits, compression, _, across, down = struct.unpack_from("<HIIii", data, 28)
-    yield f"{bits} bits a pixel", str(bits)
+    yield f"{bits} bits per pixel", str(bits)
     if across or down:
         yield "resolution", f"{across} {down}"
     if compression in (1, 2):
@@ -159,8 +130,9 @@ def _bmp(data: bytes) -> Iterator[tuple[str, str]]:
 
 
 def _jpeg2000(data: bytes) -> Iterator[tuple[str, str]]:
-    yield "container", "JP2" if data[4:8] == b"jP  " else "codestream"
-    if data[4:8] == b"jP  ":
+    is_container = data[4:8] == b"jP  "
+    yield "container", "JP2" if is_container else "codestream"
+    if is_container:
         yield from _boxes(data, 0, len(data))
 
 
@@ -185,7 +157,7 @@ def _boxes(data: bytes, place: int, stop: int) -> Iterator[tuple[str, str]]:
 
 
 def _tga(data: bytes) -> Iterator[tuple[str, str]]:
-    yield f"{data[16]} bits a pixel", str(data[16])
+    yield f"{data[16]} bits per pixel", str(data[16])
     if data[0]:
         yield "image ID", digest(data[18 : 18 + data[0]])
     if data[-18:].startswith(b"TRUEVISION-XFILE"):

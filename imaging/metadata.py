@@ -1,34 +1,35 @@
-"""What a file says beside its pixels: EXIF and XMP, their orientation, and previews of what was removed."""
+"""EXIF, XMP and Photoshop metadata: the orientation, and the previews that still show removed content."""
 
 import re
 import struct
+import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from PIL import Image
 
+from imaging.formats import add_note
+from imaging.formats.tiff_structure import LONG, SHORT, Directory, Structure, erase
+
 ORIENTATION = 274
-PREVIEW, STRIPS = (513, 514), (273, 279)  # where the bytes of a thumbnail are, and how many
-SHORT, LONG = 3, 4
-DIRECTORIES = (34665, 34853)  # EXIF and GPS
-SIZES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}  # bytes of a value, by type; of others one
 PREFIX = b"Exif\0\0"
-DAMAGED = (ValueError, struct.error)
+DECODE_ERRORS = (  # raised by Pillow, the other decoders and our parsers for damaged files
+    OSError, SyntaxError, ValueError, LookupError, TypeError, ArithmeticError, EOFError, SystemError,
+    struct.error, zlib.error, Image.DecompressionBombError,
+)  # fmt: skip
 XMP_ORIENTATION = re.compile(rb"tiff:Orientation\s*(?:=\s*[\"']|>\s*)([1-8])\b")
-XMP_NOTE = "previews in the XMP, which show what was removed, were not kept"
-XMP_PREVIEWS = re.compile(
-    rb"((?<!/)(?:xmpGImg:image|GImage:Data)(?:\s*=\s*[\"']|(?:\s[^<>]*)?>))([^<\"']+)",
-)
+XMP_PREVIEWS = re.compile(rb"((?<!/)(?:xmpGImg:image|GImage:Data)(?:\s*=\s*[\"']|(?:\s[^<>]*)?>))([^<\"']+)")
 
 
 @dataclass
 class Metadata:
-    """What a picture says about itself, for a file of another format.
+    """The metadata of an image, for a file of another format.
 
     Attributes:
         exif: a TIFF structure, without the prefix `Exif` and without its thumbnail.
-        xmp, icc, comment, iptc: as their standards have them.
-        dpi: pixels an inch, across and down.
-        lost: what a PNG cannot carry, in words.
+        xmp, icc, comment, iptc: encoded as their standards define.
+        dpi: pixels per inch, horizontally and vertically.
+        lost: names of the items that a PNG cannot hold.
     """
 
     exif: bytes | None = None
@@ -45,130 +46,104 @@ class Exif:
 
     Attributes:
         data: the block without the prefix.
-        main, thumbnail: where the 12-byte entry of each tag of the first two directories is.
-        link: where the offset of the second directory is; `second`: that offset, 0 if there is none.
+        main, thumbnail: the first two directories; `thumbnail` is None if there is no second one.
 
     Raises:
-        ValueError, struct.error: if it is damaged; so do the methods.
+        ValueError, struct.error: if the block is damaged.
     """
 
     def __init__(self, block: bytes) -> None:
         self.data = bytearray(block.removeprefix(PREFIX))
-        order = {b"II*\0": "<", b"MM\0*": ">"}.get(bytes(self.data[:4]))
-        if order is None:
+        if self.data[:4] not in (b"II*\0", b"MM\0*"):
             raise ValueError("no EXIF block")
-        self.order = order
-        first = self.number(4, LONG)
-        self.main = self.directory(first)
-        self.link = first + 2 + 12 * len(self.main)
-        self.second = self.number(self.link, LONG) if self.link + 4 <= len(self.data) else 0
-        self.thumbnail = self.directory(self.second) if 0 < self.second < len(self.data) else {}
+        self.structure = Structure(self.data)
+        self.main = self.structure.directory(self.structure.first)
+        self.thumbnail: Directory | None = None
+        if 0 < self.main.next < len(self.data):
+            self.thumbnail = self.structure.directory(self.main.next)
 
-    def number(self, place: int, kind: int = SHORT) -> int:
-        value: int = struct.unpack_from(self.order + ("H" if kind == SHORT else "I"), self.data, place)[0]
-        return value
-
-    def directory(self, start: int) -> dict[int, int]:
-        places = range(start + 2, start + 2 + 12 * self.number(start), 12)
-        if places and places[-1] + 12 > len(self.data):
-            raise ValueError("a directory beyond the end of the block")
-        return {self.number(place): place for place in places}
-
-    def value(self, entry: int, index: int = 0) -> int:
-        """The number of an entry (of SHORTs or LONGs) at `index`."""
-        kind = self.number(entry + 2)
-        width = 2 if kind == SHORT else 4
-        inside = self.number(entry + 4, LONG) * width <= 4
-        start = entry + 8 if inside else self.number(entry + 8, LONG)
-        return self.number(start + index * width, kind)
-
-    def set_value(self, entry: int, value: int) -> None:
-        struct.pack_into(self.order + "HII", self.data, entry + 2, LONG, 1, value)
-
-    def pieces(self) -> list[tuple[int, int]]:
-        """Offset and length of each piece of the thumbnail's bytes."""
-        found = []
-        for places, sizes in (PREVIEW, STRIPS):
-            if places in self.thumbnail and sizes in self.thumbnail:
-                entries = self.thumbnail[places], self.thumbnail[sizes]
-                for i in range(min(self.number(entries[0] + 4, LONG), 4096)):
-                    start, size = (self.value(entry, i) for entry in entries)
-                    found.append((start, max(0, min(size, len(self.data) - start))))
-        return found
+    def set_long(self, directory: Directory, tag: int, value: int) -> None:
+        """Set a tag of one number to `value`."""
+        entry = directory.find(tag)
+        assert entry is not None
+        struct.pack_into(self.structure.order + "HII", self.data, entry.place + 2, LONG, 1, value)
 
     def drop_thumbnail(self) -> None:
-        """Overwrite the second directory and its picture with zeros, but nothing of the first; unlink it."""
-        kept = bytearray(len(self.data))  # 1 where the first directory and its values are
-        kept[: self.link + 4] = b"\1" * min(len(kept), self.link + 4)
-        directories = [self.main]
-        for tag in DIRECTORIES:
-            if tag in self.main and 0 < self.value(self.main[tag]) < len(self.data):
-                start = self.value(self.main[tag])
-                directories.append(self.directory(start))
-                stop = start + 6 + 12 * len(directories[-1])
-                kept[start:stop] = b"\1" * len(kept[start:stop])
-        for entry in (place for directory in directories for place in directory.values()):
-            size = self.number(entry + 4, LONG) * SIZES.get(self.number(entry + 2), 1)
-            if size > 4:
-                start = self.number(entry + 8, LONG)
-                kept[start : start + size] = b"\1" * len(kept[start : start + size])
-        directory = [(self.second, 2 + 12 * len(self.thumbnail))] if self.thumbnail else []
-        for start, size in [*self.pieces(), *directory]:
-            for i in range(start, min(start + size, len(self.data))):
-                if not kept[i]:
-                    self.data[i] = 0
-        if self.second:
-            struct.pack_into(self.order + "I", self.data, self.link, 0)
-            self.second, self.thumbnail = 0, {}
+        """Zero the second directory and its image, but no byte of the first directory, and unlink it."""
+        if self.thumbnail is not None:
+            directory = (self.thumbnail.offset, self.thumbnail.end)
+            kept = [(0, self.structure.header), *self.structure.value_ranges(self.main)]
+            erase(self.data, [directory, *self.structure.pixel_ranges(self.thumbnail)], kept)
+        if self.main.next:
+            struct.pack_into(self.structure.order + "I", self.data, self.main.end - 4, 0)
+            self.main.next, self.thumbnail = 0, None
 
 
 def orientation_of(exif: bytes | None, xmp: bytes | None = None) -> int:
-    """The orientation, 1 to 8, of an EXIF block, else of XMP; 1 where neither says one."""
+    """The orientation, 1 to 8, stated by an EXIF block, else by XMP; 1 if neither states one."""
+    stated = []
     try:
-        read = Exif(exif) if exif else None
-        value = read.value(read.main[ORIENTATION]) if read and ORIENTATION in read.main else None
-    except DAMAGED:
-        value = None
-    if value is not None:
-        return value if 1 <= value <= 8 else 1
+        if exif:
+            read = Exif(exif)
+            stated = read.structure.numbers(read.main, ORIENTATION)
+    except DECODE_ERRORS:
+        pass
+    if stated:
+        return stated[0] if 1 <= stated[0] <= 8 else 1
     found = XMP_ORIENTATION.search(xmp) if xmp else None
     return int(found[1]) if found else 1
 
 
-def without_previews(exif: bytes) -> tuple[bytes, str]:
-    """An EXIF block without its thumbnail, which shows what was removed, and a note; nothing else moves.
-
-    Returns:
-        The block as it is and an empty note, if it has none, or is damaged.
-    """
-    try:
-        read = Exif(exif)
-        if not read.second:
-            return exif, ""
-        read.drop_thumbnail()
-    except DAMAGED:
-        return exif, ""
-    start = PREFIX if exif.startswith(PREFIX) else b""
-    return start + bytes(read.data), "the EXIF thumbnail, which shows what was removed, was not kept"
-
-
-def blank_xmp_previews(xmp: bytes) -> bytes:
-    """XMP of the same length, whose embedded thumbnails (base64) are blank."""
-    return XMP_PREVIEWS.sub(lambda found: found[1] + b" " * len(found[2]), xmp)
-
-
 def with_orientation(exif: bytes | None, orientation: int) -> bytes:
-    """An EXIF block, without the prefix, that says an orientation; if it said one, no other byte changes."""
+    """An EXIF block, without the prefix, that states an orientation; if one was stated, only that changes."""
     try:
         read = Exif(exif or b"")
-        if ORIENTATION in read.main:
-            struct.pack_into(read.order + "HI", read.data, read.main[ORIENTATION] + 2, SHORT, 1)
-            struct.pack_into(read.order + "H", read.data, read.main[ORIENTATION] + 8, orientation)
+        entry = read.main.find(ORIENTATION)
+        if entry is not None:
+            struct.pack_into(read.structure.order + "HIH", read.data, entry.place + 2, SHORT, 1, orientation)
             return bytes(read.data)
         block = Image.Exif()
         block.load(PREFIX + bytes(read.data))
         block[ORIENTATION] = orientation
         return block.tobytes().removeprefix(PREFIX)
-    except DAMAGED:
-        entry = struct.pack("<HHIHH", ORIENTATION, SHORT, 1, orientation, 0)
-        return b"II*\0" + struct.pack("<IH", 8, 1) + entry + bytes(4)
+    except DECODE_ERRORS:
+        tag = struct.pack("<HHIHH", ORIENTATION, SHORT, 1, orientation, 0)
+        return b"II*\0" + struct.pack("<IH", 8, 1) + tag + bytes(4)
+
+
+def without_thumbnail(exif: bytes, notes: list[str]) -> bytes:
+    """An EXIF block of the same length without its thumbnail, and a note about it; as it is if damaged."""
+    try:
+        read = Exif(exif)
+        if not read.main.next:
+            return exif
+        read.drop_thumbnail()
+    except DECODE_ERRORS:
+        return exif
+    add_note(notes, "the EXIF thumbnail, which shows removed content, was not kept")
+    return (PREFIX if exif.startswith(PREFIX) else b"") + bytes(read.data)
+
+
+def without_xmp_previews(xmp: bytes, notes: list[str]) -> bytes:
+    """XMP of the same length whose embedded thumbnails (base64) are blank, and a note about them."""
+    blank = XMP_PREVIEWS.sub(lambda found: found[1] + b" " * len(found[2]), xmp)
+    if blank != xmp:
+        add_note(notes, "previews in the XMP, which show removed content, were not kept")
+    return blank
+
+
+def photoshop_blocks(data: bytes) -> Iterator[tuple[int, bytes, bytes]]:
+    """The number, content and whole block of each of Photoshop's image resources, one after the other.
+
+    Photoshop File Formats, "Image resource blocks".
+    """
+    start = 0
+    while start + 12 <= len(data):
+        (number,) = struct.unpack_from(">H", data, start + 4)
+        size_at = start + 6 + (data[start + 6] + 2) // 2 * 2  # after the name, padded with its length byte
+        if size_at + 4 > len(data):
+            return
+        (size,) = struct.unpack_from(">I", data, size_at)
+        end = size_at + 4 + size + size % 2
+        yield number, data[size_at + 4 : size_at + 4 + size], data[start:end]
+        start = end

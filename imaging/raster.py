@@ -1,4 +1,4 @@
-"""The samples of an image file as they are stored, and their colours as they are seen."""
+"""The samples stored in an image file, and the upright colours that they show."""
 
 import functools
 from dataclasses import dataclass
@@ -7,29 +7,32 @@ from typing import BinaryIO, Protocol
 import numpy as np
 from PIL import Image, ImageCms
 
+from utils import UserError
+
 Region = tuple[slice, slice]
 WHOLE: Region = (slice(None), slice(None))
-BLOCK = 4096  # colours compared with a palette at a time
+BLOCK = 4096  # colours compared with a palette at once, to bound memory
 RAW_ERROR = "a raw file, which cannot be written back: develop it to TIFF or PNG first"
 CHANNELS = {"grey": 1, "rgb": 3, "palette": 1, "cmyk": 4, "ycbcr": 3, "lab": 3}  # without alpha
+PILLOW_MODES = {"ycbcr": "YCbCr", "lab": "LAB"}
 
 
 @dataclass
 class Raster:
-    """Samples exactly as a file stores them: its type, its channels, its orientation.
+    """Samples exactly as a file stores them, with its type, channels and orientation.
 
     Attributes:
-        samples: (H, W, C), of any integer or float type; C counts alpha and other extra channels.
-        space: "grey", "rgb", "palette", "cmyk", "ycbcr" or "lab": what the leading 1, 3 or 4 channels are.
-        bits: significant bits of an unsigned sample, 1 to 64; white is 2^bits - 1. Of signed and float
-            samples, those of the type.
+        samples: (H, W, C), any integer or float type; C counts alpha and other extra channels.
+        space: the meaning of the leading 1, 3 or 4 channels: a key of `CHANNELS`.
+        bits: significant bits of an unsigned sample, 1 to 64; white is 2^bits - 1. For signed and float
+            samples, the bits of the type.
         alpha: index of the alpha channel; None if there is none.
         premultiplied: whether colours are stored multiplied by alpha.
         inverted: whether 0 is white (grey: TIFF's MinIsWhite; cmyk: as Adobe writes JPEG).
-        palette: (N, 3) uint8, of the space "palette".
+        palette: (N, 3) uint8, for the space "palette".
         palette_alpha: (N,) uint8, opacity of each palette entry; None if all are opaque.
-        transparent: the one stored colour (C,) that stands for transparent pixels; None if there is none.
-        orientation: EXIF 2.32, tag 274, 1 to 8; how to turn `samples` to see them upright.
+        transparent: the one stored colour (C,) that marks transparent pixels; None if there is none.
+        orientation: EXIF 2.32, tag 274, 1 to 8; see `upright`.
     """
 
     samples: np.ndarray
@@ -45,14 +48,9 @@ class Raster:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Height and width as seen, upright."""
+        """Height and width, upright."""
         height, width = self.samples.shape[:2]
         return (width, height) if self.orientation >= 5 else (height, width)
-
-    @property
-    def has_alpha(self) -> bool:
-        """Whether a pixel can be transparent."""
-        return self.alpha is not None or self.palette_alpha is not None or self.transparent is not None
 
     @property
     def is_direct(self) -> bool:
@@ -61,12 +59,12 @@ class Raster:
         return unsigned and self.space in ("grey", "rgb") and not self.inverted and not self.premultiplied
 
     def colors(self, region: Region = WHOLE) -> np.ndarray:
-        """The colours of a region as seen, (h, w, 1 or 3), without alpha.
+        """The colours of a region, (h, w, 1 or 3), upright, without alpha.
 
         Returns:
-            uint8 for up to 8 bits, uint16 for up to 16; for more, signed and float samples, float32 with the
-            lowest finite sample of the picture at 0 and the highest at 1 (floats in [0, 1] as they are). A
-            view of `samples` where these are the colours.
+            uint8 for up to 8 bits, uint16 for up to 16; for more bits, signed and float samples, float32 with
+            the lowest finite sample of the image at 0 and the highest at 1 (floats in [0, 1] unchanged). A
+            view of `samples` if these are the colours.
         """
         count = CHANNELS[self.space]
         stored = upright(self.samples, self.orientation)[region]
@@ -85,32 +83,28 @@ class Raster:
         if self.space == "cmyk":
             light = 1 - _to_unit(unit)
             return _as_type(light[:, :, :3] * light[:, :, 3:], unit.dtype)
-        if self.space == "ycbcr":
-            return _through_pillow(unit, "YCbCr", "RGB")
-        if self.space == "lab":
-            return _through_pillow(unit, "LAB", "RGB")
+        if self.space in PILLOW_MODES:
+            return _convert_mode(unit, PILLOW_MODES[self.space], "RGB")
         return unit
 
-    def opacity(self, region: Region = WHOLE) -> np.ndarray | None:
-        """How opaque the pixels of a region are, (h, w) float32 in [0, 1], upright; None without alpha."""
-        if not self.has_alpha:
-            return None
-        stored = upright(self.samples, self.orientation)[region]
+    def opacity(self) -> np.ndarray | None:
+        """The opacity of all pixels, (H, W) float32 in [0, 1], upright; None without alpha."""
+        samples = upright(self.samples, self.orientation)
         if self.alpha is not None:
-            opacity = self._opacity(stored[:, :, self.alpha])
-        elif self.palette_alpha is not None:
-            indices = np.minimum(stored[:, :, 0].astype(np.intp), len(self.palette_alpha) - 1)
-            opacity = self.palette_alpha[indices].astype(np.float32) / 255
-        else:
-            count = CHANNELS[self.space]
-            opacity = 1 - np.all(stored[:, :, :count] == self.transparent, axis=2).astype(np.float32)
-        return np.asarray(opacity, np.float32)
+            return self._opacity(samples[:, :, self.alpha])
+        if self.palette_alpha is not None:
+            indices = np.minimum(samples[:, :, 0].astype(np.intp), len(self.palette_alpha) - 1)
+            return self.palette_alpha[indices].astype(np.float32) / np.float32(255)
+        if self.transparent is not None:
+            colors = samples[:, :, : CHANNELS[self.space]]
+            return np.any(colors != self.transparent, axis=2).astype(np.float32)
+        return None
 
     def put(self, region: Region, colors: np.ndarray, hole: np.ndarray, opaque: bool = False) -> None:
-        """Store `colors` (h, w, 1 or 3), as of `colors()`, under `hole` (h, w) bool in a region, in place.
+        """Store colours (h, w, 1 or 3), of the type of `colors()`, under `hole` (h, w) bool in a region.
 
         Args:
-            opaque: make these pixels opaque as well, where there is an alpha channel.
+            opaque: make these pixels opaque as well, if there is an alpha channel.
         """
         target = upright(self.samples, self.orientation)[region]
         if opaque and self.alpha is not None:
@@ -126,23 +120,21 @@ class Raster:
             return nearest(values, self._opaque_palette())[:, None]
         if self.space == "cmyk":
             values = np.concatenate([_white(values.dtype) - values, np.zeros_like(values[:, :1])], axis=1)
-        elif self.space == "ycbcr":
-            values = _through_pillow(values[None], "RGB", "YCbCr")[0]
-        elif self.space == "lab":
-            values = _through_pillow(values[None], "RGB", "LAB")[0]
+        elif self.space in PILLOW_MODES:
+            values = _convert_mode(values[None], "RGB", PILLOW_MODES[self.space])[0]
         if self.inverted:
             values = _white(values.dtype) - values
         if opacity is not None:
             values = _as_type(_to_unit(values) * opacity[:, None], values.dtype)
         stored = self._from_range(values)
-        if self.transparent is not None:  # a filled pixel must not become transparent by chance
+        if self.transparent is not None:  # a filled pixel must not turn out transparent
             same = np.all(stored == self.transparent, axis=1)
             stored[same, -1] = self.transparent[-1] - 1 if self.transparent[-1] else 1
         return stored
 
     @functools.cached_property
     def _limits(self) -> tuple[float, float]:
-        """Black and white: the lowest and the highest finite sample; of floats in [0, 1], 0 and 1."""
+        """The samples of black and white: the lowest and highest finite one; 0 and 1 for floats in [0, 1]."""
         colors = self.samples[:, :, : CHANNELS[self.space]]
         if colors.dtype.kind == "f":
             colors = colors[np.isfinite(colors)]
@@ -151,7 +143,7 @@ class Raster:
 
     @property
     def _full(self) -> float:
-        """The sample of white and of opaque."""
+        """The sample value of white, and of an opaque pixel."""
         if self.samples.dtype.kind == "f":
             return 1.0
         if self.samples.dtype.kind == "i":
@@ -163,11 +155,11 @@ class Raster:
 
     @property
     def _is_scaled(self) -> bool:
-        """Whether samples have no white of their own, and are scaled from the lowest to the highest."""
+        """Whether samples have no defined white, and are scaled from the lowest to the highest."""
         return self.samples.dtype.kind in "if" or self.bits > 16
 
     def _to_range(self, samples: np.ndarray) -> np.ndarray:
-        """Samples as uint8, uint16 or float32 of the full range."""
+        """Samples as uint8, uint16 or float32 over the full range of that type."""
         if self._is_scaled:
             low, high = self._limits
             unit = (samples.astype(np.float64) - low) / max(high - low, 1e-300)
@@ -183,17 +175,15 @@ class Raster:
         if self._is_scaled:
             low, high = self._limits
             wide = low + values.astype(np.float64) * (high - low)
-            return (
-                np.clip(np.rint(wide), *_integers(kind)).astype(kind)
-                if kind.kind in "iu"
-                else wide.astype(kind)
-            )
+            if kind.kind in "iu":
+                wide = np.clip(np.rint(wide), np.iinfo(kind).min, np.iinfo(kind).max)
+            return wide.astype(kind)
         if self.bits in (8, 16):
             return values.astype(kind)
         return np.rint(values.astype(np.float32) * (self._full / _white(values.dtype))).astype(kind)
 
     def _opaque_palette(self) -> np.ndarray:
-        """The opaque colours (N, 4) of the palette, all if none is: red, green, blue, and the index."""
+        """The opaque colours of the palette, or all if none is opaque: (N, 4) red, green, blue and index."""
         assert self.palette is not None
         indexed = np.column_stack([self.palette.astype(int), np.arange(len(self.palette))])
         if self.palette_alpha is None:
@@ -203,29 +193,36 @@ class Raster:
         return indexed[opaque] if opaque.any() else indexed
 
 
+def several_images_error(count: int | str) -> UserError:
+    """The error for a file with several images, each of which would have to be filled."""
+    return UserError(f"holds {count} images, and only files with a single one can be filled")
+
+
 class Container(Protocol):
-    """An open image file of one format: what it holds, and how to write it back with some pixels changed.
+    """An open image file of one format, which can be written back with some pixels changed.
 
     Attributes:
-        raster: the pixels. The owner changes `raster.samples` in place before `write`.
-        notes: what a user should know of what cannot be kept; `write` may append to them.
-        how: a note of how `write` writes, if there is something to know; `write` may change it.
-        exact: whether pixels that are not changed come back bit for bit; of a JPEG, those of other blocks.
-        icc: the colour profile, if there is one.
+        raster: the pixels. The caller changes `raster.samples` in place before `write`.
+        notes: messages to the user about what is not kept; `write` may append to them.
+        encoding_note: a message about the way of writing, or ""; `write` may change it.
+        exact: whether unchanged pixels are kept bit for bit; in a JPEG, those of untouched blocks.
     """
 
     raster: Raster
     notes: list[str]
-    how: str
+    encoding_note: str
     exact: bool
-    icc: bytes | None
+
+    @property
+    def icc(self) -> bytes | None:
+        """The colour profile, if there is one."""
 
     def write(self, file: BinaryIO, changed: np.ndarray) -> None:
-        """Write the file again with `raster.samples`, of which only `changed` (H, W) bool differ."""
+        """Write the file with `raster.samples`, which differ only in the pixels `changed` (H, W) bool."""
 
 
 def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """A view of stored pixels (H, W, ...) as they are to be seen; EXIF 2.32, tag 274."""
+    """An upright view of stored pixels (H, W, ...); EXIF 2.32, tag 274."""
     turned = {
         2: lambda x: x[:, ::-1],
         3: lambda x: x[::-1, ::-1],
@@ -244,7 +241,7 @@ def stored(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def nearest(colors: np.ndarray, palette: np.ndarray) -> np.ndarray:
-    """For each of `colors` (N, 3) the index of the closest in `palette` (P, 4: colour and index)."""
+    """The index of the closest colour in `palette` (P, 4: colour and index) for each of `colors` (N, 3)."""
     unique, inverse = np.unique(colors.astype(int), axis=0, return_inverse=True)
     chosen = [
         ((unique[start : start + BLOCK, None] - palette[None, :, :3]) ** 2).sum(axis=2).argmin(axis=1)
@@ -257,22 +254,18 @@ def _white(kind: np.dtype) -> float:
     return int(np.iinfo(kind).max) if kind.kind == "u" else 1.0
 
 
-def _integers(kind: np.dtype) -> tuple[int, int]:
-    return np.iinfo(kind).min, np.iinfo(kind).max
-
-
 def _to_unit(values: np.ndarray) -> np.ndarray:
     return values.astype(np.float32) / np.float32(_white(values.dtype))
 
 
 def _as_type(unit: np.ndarray, kind: np.dtype) -> np.ndarray:
-    """Values in [0, 1] in the full range of a type."""
+    """Values in [0, 1], scaled to the full range of a type."""
     unit = unit.clip(0, 1)
     return np.rint(unit * _white(kind)).astype(kind) if kind.kind == "u" else unit.astype(kind)
 
 
-def _through_pillow(samples: np.ndarray, source: str, target: str) -> np.ndarray:
-    """(H, W, 3) uint8 of one Pillow mode as of another, pixel by pixel."""
+def _convert_mode(samples: np.ndarray, source: str, target: str) -> np.ndarray:
+    """Samples (H, W, 3) uint8, converted from one of Pillow's modes to another."""
     image = Image.frombytes(source, samples.shape[1::-1], np.ascontiguousarray(samples, np.uint8).tobytes())
     if "LAB" in (source, target):
         profiles = {"LAB": ImageCms.createProfile("LAB"), "RGB": ImageCms.createProfile("sRGB")}

@@ -10,7 +10,7 @@ import torch
 from config import with_current_names
 from inference.onnx_network import OnnxNetwork
 from models import InpaintingNetwork
-from utils import UserError, atomic_path, load_tensors
+from utils import UserError, atomic_path, first_line, load_tensors
 
 WEIGHTS = Path(__file__).parents[1] / "weights"  # the bundled checkpoints
 CHECKPOINT_FORMAT = "msse-inpainting-1"
@@ -101,7 +101,7 @@ def network_of(state: dict[str, Any], path: Path, flag: str, device: torch.devic
         if not all(bool(torch.isfinite(value).all()) for value in state["ema"].values()):
             raise UserError(f"{flag}: damaged, some weights are no numbers: {path}")
     except (TypeError, RuntimeError) as error:
-        reason = str(error).splitlines()[0][:120]
+        reason = first_line(error)
         raise UserError(f"{flag}: made by another version of this project: {path} ({reason})") from None
     return network.to(device).to(memory_format=torch.channels_last).eval()
 

@@ -76,8 +76,8 @@ class Job:
         """Notes for the user; saving may add to them."""
         if not self.mask.any():  # the file is copied
             return self.mask_notes
-        how = self.image_file.how(self.settings.lossless)
-        return [*how, *self.image_file.notes, *self.mask_notes]
+        encoding_notes = self.image_file.encoding_notes(self.settings.lossless)
+        return [*encoding_notes, *self.image_file.notes, *self.mask_notes]
 
 
 class Targets:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from config import with_current_names
-from utils import UserError
+from utils import UserError, first_line
 
 FORMAT = "msse-inpainting-export-1"  # `format` in the metadata of an exported network
 
@@ -41,7 +41,7 @@ class OnnxNetwork:
             self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's errors share no other base
             if type(error).__module__.startswith("onnxruntime"):
-                reason = str(error).splitlines()[0][:120]
+                reason = first_line(error)
                 raise UserError(f"{flag}: not a readable ONNX file: {path} ({reason})") from None
             raise
         self.metadata = dict(self.session.get_modelmeta().custom_metadata_map)

@@ -555,7 +555,7 @@ def test_bad_uploads_give_a_message_and_the_server_goes_on(page: Any, server: Se
     for kind, message in [
         ("text", "Not a readable image: text.png (of no known format)."),
         ("bomb", "Has 900 megapixels, more than the limit of 4: bomb.png."),
-        ("moving", "Holds 2 pictures, and only single ones can be filled: moving.png."),
+        ("moving", "Holds 2 images, and only files with a single one can be filled: moving.png."),
         ("heavy", "exceed the maximum allowed size"),
     ]:
         upload(page, bad_file(kind, tmp_path))

@@ -1,13 +1,15 @@
-"""Which 8×8 blocks of a JPEG a hole touches, and which pixels it leaves as they are."""
+"""The 8×8 blocks of a JPEG that a hole touches, and the pixels that stay unchanged."""
 
 import cv2
 import numpy as np
 
-from imaging.formats.jpeg_segments import Frame
-
 
 def touched_blocks(changed: np.ndarray, ratio: tuple[int, int]) -> np.ndarray:
-    """Which 8×8 blocks of a component cover a pixel of `changed` (H, W) bool; `ratio` as `Frame.ratios`."""
+    """(rows, columns) bool: whether each block of a component covers a pixel of `changed` (H, W) bool.
+
+    Args:
+        ratio: an element of `Frame.ratios`.
+    """
     height, width = changed.shape
     high, wide = 8 * ratio[0], 8 * ratio[1]
     rows, columns = -(-height // high), -(-width // wide)
@@ -23,19 +25,19 @@ def touched_blocks(changed: np.ndarray, ratio: tuple[int, int]) -> np.ndarray:
     return touched
 
 
-def untouched(changed: np.ndarray, sampling: list[tuple[int, int]]) -> np.ndarray:
-    """Which pixels (H, W) bool decode as before when only the blocks under `changed` are encoded anew.
+def untouched_pixels(changed: np.ndarray, ratios: list[tuple[int, int]]) -> np.ndarray:
+    """(H, W) bool: the pixels that decode as before if only the blocks under `changed` are re-encoded.
 
-    Those outside the blocks, and, of components with fewer samples than pixels, more than one sample away:
+    These lie outside the touched blocks and, for subsampled components, more than one sample away, because
     decoders interpolate between neighbouring samples.
 
     Args:
         changed: (H, W) bool.
-        sampling: the sampling factors of each component, (horizontal, vertical).
+        ratios: see `Frame.ratios`.
     """
     height, width = changed.shape
     kept = np.ones(changed.shape, bool)
-    for down, across in set(Frame(0, 8, 0, 0, [(0, h, v, 0) for h, v in sampling]).ratios):
+    for down, across in set(ratios):
         samples = _enlarge(touched_blocks(changed, (down, across)).astype(np.uint8), 8, 8)
         if down > 1 or across > 1:
             samples = cv2.dilate(samples, np.ones((3 if down > 1 else 1, 3 if across > 1 else 1), np.uint8))
@@ -44,5 +46,5 @@ def untouched(changed: np.ndarray, sampling: list[tuple[int, int]]) -> np.ndarra
 
 
 def _enlarge(values: np.ndarray, down: int, across: int) -> np.ndarray:
-    """Each value repeated, so many times down and across."""
+    """Each value repeated `down` times vertically and `across` times horizontally."""
     return cv2.resize(values, None, fx=across, fy=down, interpolation=cv2.INTER_NEAREST)

@@ -1,4 +1,4 @@
-"""The quantised coefficients of a JPEG, into and out of a file through jpeglib's libjpeg builds."""
+"""Reading and coding the quantised coefficients of a JPEG, through jpeglib's libjpeg builds."""
 
 import contextlib
 import ctypes
@@ -26,17 +26,17 @@ from imaging.formats.jpeg_segments import (
     write_segments,
 )
 
-JPEGLIB = "1.0.2"  # whose functions have the signatures that are called here
+JPEGLIB = "1.0.2"  # its functions have the signatures that are called here
 STANDARD_TABLES = 208  # bytes of one pair of the standard's example Huffman tables (T.81, annex K.3)
 OPTIMISE = 64  # jpeglib's flag OPTIMIZE_CODING
-ONE_STDERR = threading.Lock()
+STDERR_LOCK = threading.Lock()
 installed = functools.cache(importlib.metadata.version)
 
 
 @contextlib.contextmanager
 def silent_stderr() -> Iterator[None]:
-    """Nothing on the process's stderr, not even by other threads."""
-    with ONE_STDERR:
+    """Silence the process's stderr, including that of other threads."""
+    with STDERR_LOCK:
         try:
             saved = os.dup(2)
         except OSError:  # closed
@@ -53,7 +53,7 @@ def silent_stderr() -> Iterator[None]:
 
 @functools.cache
 def null_file() -> int | None:
-    """C's open /dev/null."""
+    """/dev/null, opened by C's `fopen`; None if that fails."""
     fopen = ctypes.CDLL(None).fopen
     fopen.restype = ctypes.c_void_p
     opened: int | None = fopen(b"/dev/null", b"w")
@@ -62,9 +62,9 @@ def null_file() -> int | None:
 
 @contextlib.contextmanager
 def silent_libjpeg() -> Iterator[None]:
-    """No warnings on stderr by libjpeg, which cannot be told otherwise.
+    """Silence libjpeg's warnings on stderr, which no setting turns off.
 
-    C's variable of that name points elsewhere meanwhile, so that Python's other threads keep theirs.
+    C's variable `stderr` points to /dev/null meanwhile, so that Python's other threads keep theirs.
     """
     try:
         stream = ctypes.c_void_p.in_dll(ctypes.CDLL(None), "stderr")
@@ -75,7 +75,7 @@ def silent_libjpeg() -> Iterator[None]:
         with silent_stderr():
             yield
         return
-    with ONE_STDERR:
+    with STDERR_LOCK:
         saved, stream.value = stream.value, nowhere
         try:
             yield
@@ -84,19 +84,19 @@ def silent_libjpeg() -> Iterator[None]:
 
 
 def is_supported() -> bool:
-    """Whether jpeglib is of the version whose functions are known: those of another may end the process."""
+    """Whether jpeglib has the known version: a call of another one's functions may crash the process."""
     return installed("jpeglib") == JPEGLIB
 
 
 @functools.cache
 def library(version: str) -> ctypes.CDLL:
-    """One of the libjpeg builds within the package jpeglib.
+    """One of the libjpeg builds in the package jpeglib.
 
-    Its functions are called directly: jpeglib's own classes decode the whole picture to learn its size, hold
+    Its functions are called directly: jpeglib's own classes decode the whole image to learn its size, hold
     at most 50 segments, and leave their temporary files behind when they fail.
 
     Raises:
-        OSError: if jpeglib is of another version.
+        OSError: if jpeglib has another version.
     """
     found = sorted((Path(jpeglib.__file__).parent / "cjpeglib").glob(f"cjpeglib_{version}.*"))
     if not is_supported() or not found:
@@ -107,14 +107,14 @@ def library(version: str) -> ctypes.CDLL:
 def read_coefficients(
     segments: list[Segment], frame: Frame, size: tuple[int, int]
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """The coefficients of a JPEG that Pillow has decoded: libjpeg ends the process on a broken header.
+    """The coefficients of a JPEG that Pillow has decoded: libjpeg crashes the process on a broken header.
 
     Args:
-        size: height and width to read, if blocks beyond the picture's edge are wanted.
+        size: height and width to read, which may include blocks beyond the image's edge.
 
     Returns:
-        For each of the one or three components its coefficients (rows, columns, 64) int16, blocks row by
-        row, and its quantisation steps (64,) float32.
+        The coefficients of each component, one or three, (rows, columns, 64) int16, and its quantisation
+        steps (64,) float32, both in row-major order within a block.
 
     Raises:
         OSError: if libjpeg refuses, or there is no room for temporary files.
@@ -123,7 +123,7 @@ def read_coefficients(
     tables, numbers = np.zeros((4, 64), np.uint16), np.zeros(4, np.int16)
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "source.jpg")
-        source.write_bytes(write_segments([_of_size(segment, size) for segment in segments]))
+        source.write_bytes(write_segments([_resized(segment, size) for segment in segments]))
         with silent_libjpeg():
             read = library("turbo210").read_jpeg_dct(
                 os.fsencode(source), *_pointers(planes), None, _pointer(tables), _pointer(numbers)
@@ -157,25 +157,25 @@ def code_coefficients(planes: list[np.ndarray], segments: list[Segment], frame: 
 def _code_baseline(
     planes: list[np.ndarray], segments: list[Segment], frame: Frame, target: Path
 ) -> list[Segment]:
-    """By libjpeg-turbo, the fastest, which writes no progressive files."""
+    """Code by libjpeg-turbo, the fastest build, which writes no progressive files."""
     sampling = [factor for _, h, v, _ in frame.components for factor in (v, h)]
-    kind = (1, 1) if len(planes) == 1 else (3, 3)  # grey or YCbCr, which picks the Huffman tables
+    kind = (1, 1) if len(planes) == 1 else (3, 3)  # grey or YCbCr; it selects the Huffman tables
     standard = sum(len(s.content) for s in segments if s.marker == DHT) % STANDARD_TABLES == 0
     size = (frame.height, frame.width)
-    made = _write("turbo210", None, target, planes, size, sampling, kind, not standard)
-    return [part for scan in _scans(made, [c[0] for c in frame.components]) for part in scan]
+    written = _write("turbo210", None, target, planes, size, sampling, kind, not standard)
+    return [part for scan in _scans(written, [c[0] for c in frame.components]) for part in scan]
 
 
 def _code_progressive(
     plane: np.ndarray, segments: list[Segment], frame: Frame, index: int, target: Path
 ) -> list[list[Segment]]:
-    """The scans of one component, by mozjpeg, which writes progressive files, if it has a source.
+    """The scans of one component by mozjpeg, which writes progressive files if it is given a source file.
 
-    For three components it tries 64 scans, for one 23, which takes four times as long. For more than four
-    it writes the usual scans, of one component each: four small ones are added here, and left out again.
+    It tries 64 scans for three components and 23 for one, which takes four times as long. For more than four
+    components it writes the usual scans, each of one component: four empty ones are added, then left out.
     """
     name, size = frame.components[index][0], (8 * plane.shape[0], 8 * plane.shape[1])
-    names = [name, *[other for other in range(256) if other != name][:4]]
+    names = [name, *[unused for unused in range(256) if unused != name][:4]]
     factors = [0x44, 0x11, 0x11, 0x11, 0x11]
     header = bytes([8, *size[0].to_bytes(2, "big"), *size[1].to_bytes(2, "big"), 5])
     header += b"".join(bytes([n, f, 0]) for n, f in zip(names, factors, strict=True))
@@ -184,8 +184,8 @@ def _code_progressive(
     empty = Segment(SOS, bytes([1, name, 0, 0, 0, 0]))
     source = target.with_suffix(".source")
     source.write_bytes(write_segments([steps, Segment(0xC2, header), code, empty]))
-    made = _write("mozjpeg403", source, target, [plane], size, None, (0, 5), True)
-    return _scans(made, [name])
+    written = _write("mozjpeg403", source, target, [plane], size, None, (0, 5), True)
+    return _scans(written, [name])
 
 
 def _write(
@@ -198,7 +198,7 @@ def _write(
     kind: tuple[int, int],
     optimise: bool,
 ) -> list[Segment]:
-    """The segments of the file that libjpeg makes; `kind` is its colour space and number of components."""
+    """The segments of the file that libjpeg writes; `kind` is its colour space and number of components."""
     blocks = [count for plane in planes for count in plane.shape[:2]]
     defaults = (None, ctypes.c_short(-1), None, 0, None, None, None)  # tables, quality, further segments
     written = library(version).write_jpeg_dct(
@@ -212,15 +212,15 @@ def _write(
     return read_segments(target.read_bytes())[0]
 
 
-def _scans(made: list[Segment], names: list[int]) -> list[list[Segment]]:
-    """Each scan of the first components, with its Huffman tables before it and these names in it."""
-    frame = read_frame(made)
+def _scans(written: list[Segment], names: list[int]) -> list[list[Segment]]:
+    """The scans of the first components, renamed to `names`, each with its Huffman tables before it."""
+    frame = read_frame(written)
     if frame is None:
         raise OSError("libjpeg has written no JPEG")
     renamed = dict(zip((c[0] for c in frame.components), names, strict=False))
     result: list[list[Segment]] = []
     tables: list[Segment] = []
-    for segment in made:
+    for segment in written:
         if segment.marker == DHT:
             tables.append(segment)
         elif segment.marker == SOS:
@@ -234,8 +234,8 @@ def _scans(made: list[Segment], names: list[int]) -> list[list[Segment]]:
     return result
 
 
-def _of_size(segment: Segment, size: tuple[int, int]) -> Segment:
-    """A segment, which of a frame header says another height and width."""
+def _resized(segment: Segment, size: tuple[int, int]) -> Segment:
+    """The segment, with another height and width if it is a frame header."""
     if segment.marker not in SOF:
         return segment
     sides = b"".join(side.to_bytes(2, "big") for side in size)

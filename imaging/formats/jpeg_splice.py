@@ -1,4 +1,4 @@
-"""The scan of a baseline JPEG in which only the bits of changed blocks are replaced (ITU-T T.81, annex F)."""
+"""The scan of a baseline JPEG, of which only the bits of changed blocks are replaced (T.81, annex F)."""
 
 import numpy as np
 
@@ -7,19 +7,21 @@ from imaging.formats.jpeg_segments import DHT, SOS, Frame, Segment
 NATURAL = np.array(  # index within a block, row by row, of each coefficient in zigzag order
     sorted(range(64), key=lambda i: (i // 8 + i % 8, (i // 8 if (i // 8 + i % 8) % 2 else i % 8)))
 )
-SIZE = np.array([i.bit_length() for i in range(1 << 15)] + [16], np.int64)  # bits of a coefficient
-RESTART, LINES = 0xDD, 0xDC  # markers: a restart interval, the number of lines after the scan
-NO_MORE, SIXTEEN_ZEROS = 0x00, 0xF0  # AC symbols
-MOST_COMPARED = 256  # MCUs, by `Scan.holds`
+SIZE = np.array(
+    [i.bit_length() for i in range(1 << 15)] + [16], np.int64
+)  # bits of a coefficient, by its magnitude
+RESTART, LINES = 0xDD, 0xDC  # markers: restart interval, number of lines after the scan
+END_OF_BLOCK, SIXTEEN_ZEROS = 0x00, 0xF0  # AC symbols
+MAX_COMPARED = 256  # MCUs that `Scan.holds` compares
 BLOCKS_AT_ONCE = 16384  # bounds the memory of `Scan.index`
 
 
 class Unsuitable(ValueError):
-    """The file is of another kind, or its Huffman tables lack a code that is needed."""
+    """The file is of another kind, or its Huffman tables lack a needed code."""
 
 
 class Huffman:
-    """A table of codes: of each symbol its bits and their number, 0 if it has none."""
+    """A table of codes: the bits of each symbol and their number, 0 if it has no code."""
 
     def __init__(self, counts: bytes, symbols: bytes) -> None:
         self.codes, self.lengths = np.zeros(256, np.int64), np.zeros(256, np.int64)
@@ -31,7 +33,7 @@ class Huffman:
 
 
 def read_huffman(segments: list[Segment]) -> dict[int, Huffman]:
-    """The tables by their class (0 DC, 1 AC) times 16 plus their number."""
+    """The tables, by 16 times their class (0 DC, 1 AC) plus their number."""
     found = {}
     for content in (s.content for s in segments if s.marker == DHT):
         at = 0
@@ -43,10 +45,10 @@ def read_huffman(segments: list[Segment]) -> dict[int, Huffman]:
 
 
 def ac_symbols(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Of each AC coefficient of `blocks` (N, 64) that is not zero, in the order of the scan.
+    """The nonzero AC coefficients of `blocks` (N, 64), in the order of the scan.
 
     Returns:
-        Its block, its place in zigzag order, the zeros before it, and its value.
+        The block of each, its place in zigzag order, the number of zeros before it, and its value.
     """
     flat = blocks.take(NATURAL, axis=1).reshape(-1)
     found = np.flatnonzero(flat)
@@ -60,12 +62,12 @@ def ac_symbols(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, 
 class Scan:
     """The only scan of a baseline JPEG without restart intervals.
 
-    Its minimum coded units (MCUs) have, of each component, a group of blocks. At the right and lower edge
-    some of these lie beyond the picture: the planes of coefficients (rows, columns, 64) here hold them too.
+    Each minimum coded unit (MCU) has a group of blocks per component. At the right and lower edge some of
+    these lie beyond the image: the planes of coefficients (rows, columns, 64) here include them.
 
     Attributes:
-        size: of the picture of whole MCUs: height, width.
-        bits, starts: the bits, one a byte, and where each MCU begins and the last ends; set by `index`.
+        size: height and width of the image, padded to whole MCUs.
+        bits, starts: the bits, one per byte, the first bit of each MCU and the end; set by `index`.
 
     Raises:
         Unsuitable: if the file is of another kind.
@@ -93,7 +95,7 @@ class Scan:
         self.starts, self.bits = np.zeros(0, np.int64), np.zeros(0, np.uint8)
 
     def index(self, planes: list[np.ndarray]) -> None:
-        """Find where each MCU begins, from the coefficients.
+        """Find the first bit of each MCU from the coefficients.
 
         Raises:
             Unsuitable: if they do not have as many bits as the scan.
@@ -106,11 +108,13 @@ class Scan:
                 part = blocks[start : start + BLOCKS_AT_ONCE]
                 block, place, zeros, value = ac_symbols(part)
                 size = SIZE[np.abs(value)]
-                each = ac.lengths[(zeros & 15) << 4 | size] + size + (zeros >> 4) * ac.lengths[SIXTEEN_ZEROS]
+                bits_of_value = (
+                    ac.lengths[(zeros & 15) << 4 | size] + size + (zeros >> 4) * ac.lengths[SIXTEEN_ZEROS]
+                )
                 last = np.zeros(len(part), np.int64)
                 last[block] = place
-                whole = np.bincount(block, each, len(part)).astype(np.int64)
-                bits.append(whole + (last != 63) * ac.lengths[NO_MORE])
+                whole = np.bincount(block, bits_of_value, len(part)).astype(np.int64)
+                bits.append(whole + (last != 63) * ac.lengths[END_OF_BLOCK])
             total += self._units(np.concatenate(bits), group).sum(axis=1)
             size = SIZE[np.abs(self._differences(plane, group))]
             total += (dc.lengths[size] + size).sum(axis=1)
@@ -120,18 +124,18 @@ class Scan:
         self.starts, self.bits = starts, np.unpackbits(self.data)
 
     def units(self, touched: list[np.ndarray]) -> np.ndarray:
-        """Which MCUs hold a touched block (rows, columns) bool of some component, and those after them."""
+        """The indices of the MCUs with a touched block (rows, columns) bool, and of the one after each."""
         changed = np.zeros(self.rows * self.columns, bool)
         for blocks, group in zip(touched, self.groups, strict=True):
             shape = self.rows * group[0], self.columns * group[1]
             padded = np.pad(blocks, [(0, shape[i] - blocks.shape[i]) for i in (0, 1)])
             changed |= self._units(padded, group).any(axis=1)
-        changed[1:] |= changed[:-1].copy()  # whose DC coefficient is stored as a difference
+        changed[1:] |= changed[:-1].copy()  # the DC coefficient of the next one is stored as a difference
         return np.flatnonzero(changed)
 
     def holds(self, planes: list[np.ndarray], units: np.ndarray) -> bool:
-        """Whether the bits of some MCUs, of many a sample, are those of `planes`, as they should."""
-        units = units[:: len(units) // MOST_COMPARED + 1]
+        """Whether the bits of some MCUs, or a sample if they are many, are those of `planes`."""
+        units = units[:: len(units) // MAX_COMPARED + 1]
         old = [self.bits[start:stop] for start, stop, _ in self._runs(units)]
         try:
             return np.array_equal(self._encode(planes, units)[0], np.concatenate(old))
@@ -139,15 +143,15 @@ class Scan:
             return False
 
     def replace(self, planes: list[np.ndarray], units: np.ndarray) -> bytes:
-        """The scan's bytes for `planes`, of which only the blocks of some MCUs differ.
+        """The scan's bytes for `planes`, in which only the blocks of the MCUs `units` differ.
 
         Raises:
-            Unsuitable: if a code is needed that the tables lack.
+            Unsuitable: if the tables lack a needed code.
         """
         new, lengths = self._encode(planes, units)
         ends = np.concatenate([[0], np.cumsum(lengths)])
-        first = int(self.starts[units[0]]) // 8  # the byte
-        parts, done, at = [], 8 * first, 0  # bits of the old scan, units
+        first = int(self.starts[units[0]]) // 8  # in bytes
+        parts, done, at = [], 8 * first, 0  # done in bits of the old scan, at in units
         for start, stop, count in self._runs(units):
             parts += [self.bits[done:start], new[ends[at] : ends[at + count]]]
             done, at = stop, at + count
@@ -157,28 +161,28 @@ class Scan:
         return data.replace(b"\xff", b"\xff\0")
 
     def _runs(self, units: np.ndarray) -> list[tuple[int, int, int]]:
-        """Where each run of successive MCUs begins and ends in the scan, and how many they are."""
+        """The first bit, the end and the number of MCUs of each run of successive MCUs."""
         runs = np.split(units, np.flatnonzero(np.diff(units) != 1) + 1)
         return [(self.starts[run[0]], self.starts[run[-1] + 1], len(run)) for run in runs]
 
     def _units(self, blocks: np.ndarray, group: tuple[int, int]) -> np.ndarray:
-        """A value for each block of a component as (MCUs, blocks in one)."""
+        """One value per block of a component, as (MCUs, blocks per MCU)."""
         parts = blocks.reshape(self.rows, group[0], self.columns, group[1]).swapaxes(1, 2)
         return parts.reshape(self.rows * self.columns, -1)
 
     def _differences(self, plane: np.ndarray, group: tuple[int, int]) -> np.ndarray:
-        """What is stored of the DC coefficients, (MCUs, blocks in one)."""
+        """The DC coefficients as stored, each less the one before, (MCUs, blocks per MCU)."""
         values = self._units(plane[:, :, 0], group).astype(np.int64)
         return np.diff(values.reshape(-1), prepend=0).reshape(values.shape)
 
     def _encode(self, planes: list[np.ndarray], units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The bits, one a byte, of some MCUs, and how many each has."""
+        """The bits of some MCUs, one per byte, and the number of bits of each."""
         slots = sum(v * h for v, h in self.groups)
         first = 0
-        found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # place in the order, code, length
+        found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # place in the scan, code, length
 
-        def add(place: np.ndarray, table: Huffman, symbol: np.ndarray, value: np.ndarray) -> None:
-            """Add symbols, each followed by as many bits of a value as its lower half says."""
+        def add_symbols(place: np.ndarray, table: Huffman, symbol: np.ndarray, value: np.ndarray) -> None:
+            """Add symbols, each followed by the number of bits of its value that its lower half states."""
             size, lengths = symbol & 15, table.lengths[symbol]
             if not lengths.all():
                 raise Unsuitable("a symbol without a code")
@@ -191,15 +195,15 @@ class Scan:
             order = 64 * (np.arange(len(units))[:, None] * slots + first + np.arange(v * h)).reshape(-1)
             first += v * h
             difference = self._differences(plane, (v, h))[units].reshape(-1)
-            add(order, dc, SIZE[np.abs(difference)], difference)
+            add_symbols(order, dc, SIZE[np.abs(difference)], difference)
             block, place, zeros, value = ac_symbols(blocks)
-            add(order[block] + place, ac, (zeros & 15) << 4 | SIZE[np.abs(value)], value)
+            add_symbols(order[block] + place, ac, (zeros & 15) << 4 | SIZE[np.abs(value)], value)
             long = np.repeat(order[block] + place - 1, zeros >> 4)
-            add(long, ac, np.full_like(long, SIXTEEN_ZEROS), np.zeros_like(long))
+            add_symbols(long, ac, np.full_like(long, SIXTEEN_ZEROS), np.zeros_like(long))
             last = np.zeros(len(blocks), np.int64)
             last[block] = place
             short = order[last != 63] + 63
-            add(short, ac, np.full_like(short, NO_MORE), np.zeros_like(short))
+            add_symbols(short, ac, np.full_like(short, END_OF_BLOCK), np.zeros_like(short))
         place, code, length = (np.concatenate(parts) for parts in zip(*found, strict=True))
         sort = np.argsort(place, kind="stable")
         place, code, length = place[sort], code[sort], length[sort]

@@ -1,4 +1,4 @@
-"""PNG files: every chunk kept in its place, and only the pixel data written anew, a few rows at a time."""
+"""PNG files, of which every chunk is kept in its place and only the pixel data is rewritten."""
 
 import contextlib
 import re
@@ -10,16 +10,16 @@ from typing import BinaryIO
 import imagecodecs
 import numpy as np
 
-from imaging.metadata import XMP_NOTE, Metadata, blank_xmp_previews, orientation_of, without_previews
-from imaging.raster import Raster
+from imaging.metadata import DECODE_ERRORS, Metadata, orientation_of, without_thumbnail, without_xmp_previews
+from imaging.raster import Raster, several_images_error
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
 SPACES = {0: "grey", 2: "rgb", 3: "palette", 4: "grey", 6: "rgb"}
-ROWS = 2**20  # bytes of rows filtered and compressed at a time
+BYTES_AT_ONCE = 2**20  # bytes of rows that are filtered and compressed
 XMP_KEYWORD = b"XML:com.adobe.xmp"
 RAW_PROFILE = re.compile(rb"Raw profile type (exif|APP1)\0\0")
-KNOWN = {  # unsafe to copy by their names, and yet independent of the samples
+INDEPENDENT = {  # chunks named as unsafe to copy that do not depend on the samples
     b"PLTE", b"tRNS", b"cHRM", b"gAMA", b"iCCP", b"sBIT", b"sRGB", b"cICP", b"mDCV", b"cLLI", b"bKGD",
     b"hIST", b"tIME", b"sPLT", b"acTL", b"fcTL", b"oFFs", b"pCAL", b"sCAL", b"sTER",
 }  # fmt: skip
@@ -30,29 +30,27 @@ class PngFile:
     """An open PNG file of any depth and colour type; a `Container`."""
 
     exact = True
-    how = ""
+    encoding_note = ""
 
     def __init__(self, data: bytes) -> None:
         self.notes: list[str] = []
         chunks, end = read_chunks(data)
         kinds = [kind for kind, _ in chunks]
         if b"fdAT" in kinds:
-            still = b"fcTL" not in kinds[: kinds.index(b"IDAT")]  # which is no part of the animation
-            count = max(2, kinds.count(b"fcTL") + still)
-            raise NotImplementedError(f"holds {count} pictures, and only single ones can be filled")
+            still = b"fcTL" not in kinds[: kinds.index(b"IDAT")]  # an image outside the animation
+            raise several_images_error(max(2, kinds.count(b"fcTL") + still))
         header = chunks[0][1]
         refuse_bomb(header, sum(len(content) for kind, content in chunks if kind == b"IDAT"))
         width, height, depth, color_type, _, _, interlaced = struct.unpack(">IIBBBBB", header)
         if color_type not in CHANNELS:
             raise ValueError(f"PNG of colour type {color_type}")
-        if color_type == 3 or b"tRNS" in kinds:  # which the decoder would turn into colours and alpha
+        plain = data[:end] if end < len(data) else data
+        if color_type == 3 or b"tRNS" in kinds:  # the decoder would turn these into colours and alpha
             plain = plain_png(header, [content for kind, content in chunks if kind == b"IDAT"])
-        else:
-            plain = data[:end] if end < len(data) else data
         samples = decode(plain, depth)
         del plain
         if samples.shape != (height, width, CHANNELS[color_type]):
-            raise ValueError("PNG of another size than its header says")
+            raise ValueError("PNG of another size than its header states")
         content = {kind: content for kind, content in chunks if kind != b"IDAT"}
         self.raster = Raster(
             samples,
@@ -87,48 +85,44 @@ class PngFile:
         return None
 
     def write(self, file: BinaryIO, changed: np.ndarray) -> None:
-        """Write the file with its present samples; see `Container.write`."""
-        cleaned = []
-        for chunks in (self.before, self.after):
-            cleaned.append([self._cleaned(kind, content) for kind, content in chunks if self._may_stay(kind)])
-        write_png(file, self.header, cleaned[0], self.raster.samples, cleaned[1])
+        before, after = (
+            [self._cleaned(*chunk) for chunk in chunks if self._may_stay(chunk[0])]
+            for chunks in (self.before, self.after)
+        )
+        write_png(file, self.header, before, self.raster.samples, after)
 
     def _may_stay(self, kind: bytes) -> bool:
         """Whether a chunk does not depend on the pixel data; PNG specification, section 14.2."""
-        if kind in KNOWN or kind[3:].islower():
+        if kind in INDEPENDENT or kind[3:].islower():
             return True
         self.notes.append(f"not kept: chunk {kind.decode('latin-1')}, which depends on the pixels")
         return False
 
     def _cleaned(self, kind: bytes, content: bytes) -> Chunk:
-        """A chunk without previews of what was removed."""
-        note = ""
+        """A chunk without previews that show removed content."""
         if kind == b"eXIf":
-            content, note = without_previews(content)
+            content = without_thumbnail(content, self.notes)
         elif kind == b"zTXt" and RAW_PROFILE.match(content):
             exif = raw_profile(content)
-            if without_previews(exif)[1]:
-                content, note = (
-                    with_raw_profile(content, without_previews(exif)[0]),
-                    without_previews(exif)[1],
-                )
+            cleaned = without_thumbnail(exif, self.notes)
+            if cleaned != exif:
+                content = with_raw_profile(content, cleaned)
         elif kind == b"iTXt" and content.startswith(XMP_KEYWORD + b"\0"):
             xmp = find_xmp([(kind, content)]) or b""
-            blank = blank_xmp_previews(xmp)
-            if blank != xmp:
+            cleaned = without_xmp_previews(xmp, self.notes)
+            if cleaned != xmp:
                 language = content.index(b"\0", len(XMP_KEYWORD) + 3)
-                start, note = content.index(b"\0", language + 1) + 1, XMP_NOTE
+                start = content.index(b"\0", language + 1) + 1
                 is_compressed = content[len(XMP_KEYWORD) + 1]
-                content = content[:start] + (zlib.compress(blank) if is_compressed else blank)
-        self.notes += [note] * bool(note)
+                content = content[:start] + (zlib.compress(cleaned) if is_compressed else cleaned)
         return kind, content
 
 
 def read_chunks(data: bytes) -> tuple[list[Chunk], int]:
-    """The chunks of a PNG file, IHDR to IEND, and where they end.
+    """The chunks of a PNG file, IHDR to IEND, and the offset of their end.
 
     Raises:
-        ValueError: if it is cut, or does not begin with IHDR or hold an IDAT.
+        ValueError: if the file is cut, does not begin with IHDR, or holds no IDAT.
     """
     chunks: list[Chunk] = []
     start = len(SIGNATURE)
@@ -150,21 +144,21 @@ def read_chunks(data: bytes) -> tuple[list[Chunk], int]:
 
 
 def refuse_bomb(header: bytes, compressed: int) -> None:
-    """Raise a `ValueError` if so many compressed bytes can't hold the pixels that a header promises."""
+    """Raise a `ValueError` if the number of compressed bytes is too small for the pixels of a header."""
     width, height = struct.unpack_from(">II", header)
     if width * height * CHANNELS.get(header[9], 1) * header[8] // 8 > 1032 * compressed + 1032:
         raise ValueError("PNG with less data than its size needs")
 
 
 def plain_png(header: bytes, data: list[bytes]) -> bytes:
-    """A PNG file of the same samples as grey or colours, with nothing said about them."""
+    """A PNG file with the same samples as grey or colours, and without other chunks."""
     color_type = 0 if header[9] == 3 else header[9]
     header = header[:9] + bytes([color_type]) + header[10:]
     return write_chunks([(b"IHDR", header), *((b"IDAT", part) for part in data), (b"IEND", b"")])
 
 
 def decode(data: bytes, depth: int) -> np.ndarray:
-    """The samples (H, W, C), uint8 or uint16, of a PNG file without palette and transparent colour."""
+    """The samples (H, W, C), uint8 or uint16, of a PNG file without palette or transparent colour."""
     samples: np.ndarray = imagecodecs.png_decode(data)
     if samples.ndim == 2:
         samples = samples[:, :, None]
@@ -185,11 +179,9 @@ def _framed(kind: bytes, content: bytes) -> Iterator[bytes]:
 def write_png(
     file: BinaryIO, header: bytes, before: list[Chunk], samples: np.ndarray, after: list[Chunk]
 ) -> None:
-    """Write a PNG file of (H, W, C) samples, with chunks before and after the pixel data."""
+    """Write a PNG file of samples (H, W, C), with chunks before and after the pixel data."""
     file.write(SIGNATURE)
-    for part in _framed(b"IHDR", header):
-        file.write(part)
-    for chunk in before:
+    for chunk in [(b"IHDR", header), *before]:
         file.writelines(_framed(*chunk))
     compressor = zlib.compressobj(6)
     for rows in filtered_rows(samples, header[8], header[9] == 3):
@@ -202,14 +194,14 @@ def write_png(
 
 
 def filtered_rows(samples: np.ndarray, depth: int, indexed: bool) -> Iterator[bytes]:
-    """The scanlines of (H, W, C) samples, filtered, some rows at a time; PNG specification, section 9.
+    """The filtered scanlines of (H, W, C) samples, some rows at a time; PNG specification, section 9.
 
-    Each row takes the filter of None, Sub, Up and Paeth whose bytes have the least sum of absolute values;
-    palette indices and rows of less than 8 bits are not filtered.
+    Each row takes the filter (None, Sub, Up or Paeth) whose bytes have the smallest sum of absolute values;
+    palette indices and samples of less than 8 bits are not filtered.
     """
     height, width, channels = samples.shape
     pixel = channels * max(1, depth // 8)  # bytes
-    step = max(1, ROWS // max(1, width * pixel))
+    step = max(1, BYTES_AT_ONCE // max(1, width * pixel))
     above = None
     for top in range(0, height, step):
         rows = _packed(samples[top : top + step], depth)
@@ -218,25 +210,20 @@ def filtered_rows(samples: np.ndarray, depth: int, indexed: bool) -> Iterator[by
             continue
         up = np.vstack([np.zeros_like(rows[:1]) if above is None else above, rows[:-1]])
         above = rows[-1:]
-        left, corner = (np.pad(each, [(0, 0), (pixel, 0)])[:, :-pixel] for each in (rows, up))
+        left, corner = (np.pad(line, [(0, 0), (pixel, 0)])[:, :-pixel] for line in (rows, up))
         choices = [rows, rows - left, rows - up, rows - paeth(left, up, corner)]
-        costs = [
-            np.abs(choice.view(np.int8).astype(np.int16)).sum(axis=1, dtype=np.int64) for choice in choices
-        ]
+        costs = [np.abs(x.view(np.int8).astype(np.int16)).sum(axis=1, dtype=np.int64) for x in choices]
         best = np.argmin(costs, axis=0)
-        chosen = np.choose(best[:, None], choices)
-        kinds = np.array([0, 1, 2, 4], np.uint8)[best]
-        yield np.hstack([kinds[:, None], chosen]).tobytes()
+        filters = np.array([0, 1, 2, 4], np.uint8)[best]
+        yield np.hstack([filters[:, None], np.choose(best[:, None], choices)]).tobytes()
 
 
 def paeth(left: np.ndarray, up: np.ndarray, corner: np.ndarray) -> np.ndarray:
-    """Which of three neighbours is nearest to left + up - corner; PNG specification, section 9.4."""
-    a, b, c = (each.astype(np.int16) for each in (left, up, corner))
+    """The one of three neighbours that is nearest to left + up - corner; PNG specification, section 9.4."""
+    a, b, c = (x.astype(np.int16) for x in (left, up, corner))
     to_left, to_up, to_corner = np.abs(b - c), np.abs(a - c), np.abs(a + b - 2 * c)
-    nearest = np.where(
-        (to_left <= to_up) & (to_left <= to_corner), left, np.where(to_up <= to_corner, up, corner)
-    )
-    return np.asarray(nearest, np.uint8)
+    left_is_nearest = (to_left <= to_up) & (to_left <= to_corner)
+    return np.where(left_is_nearest, left, np.where(to_up <= to_corner, up, corner))
 
 
 def _packed(samples: np.ndarray, depth: int) -> np.ndarray:
@@ -262,15 +249,16 @@ def find_xmp(chunks: list[Chunk]) -> bytes | None:
 
 
 def to_utf8(text: bytes) -> bytes:
-    """Text in UTF-8, which it was, or in Latin-1."""
+    """Text in UTF-8 or Latin-1 as UTF-8."""
     try:
-        return text.decode("utf-8").encode("utf-8")
+        text.decode("utf-8")
+        return text
     except UnicodeDecodeError:
         return text.decode("latin-1").encode("utf-8")
 
 
 def plain_samples(raster: Raster) -> np.ndarray:
-    """The samples (H, W, 1 to 4), uint8 or uint16, as stored, that a PNG of a picture of any format holds.
+    """The samples (H, W, 1 to 4), uint8 or uint16, as stored, of a PNG made from an image of any format.
 
     Raises:
         NotImplementedError: if a PNG cannot hold them.
@@ -278,20 +266,18 @@ def plain_samples(raster: Raster) -> np.ndarray:
     if raster.is_direct:
         return raster.samples
     if raster.space != "cmyk":
-        raise NotImplementedError(
-            f"{raster.bits}-bit samples of the space {raster.space} cannot become a PNG"
-        )
+        raise NotImplementedError(f"{raster.bits}-bit {raster.space} samples cannot become a PNG")
     return Raster(raster.samples, raster.space, raster.bits, inverted=raster.inverted).colors()
 
 
 def raw_profile(content: bytes) -> bytes:
-    """The bytes of ImageMagick's `Raw profile type exif`: hexadecimal text under a line with its length."""
+    """The bytes of ImageMagick's `Raw profile type exif`: hexadecimal text after a line with its length."""
     text = zlib.decompress(content.split(b"\0", 1)[1][1:])
     return bytes.fromhex(b"".join(text.split()[2:]).decode("ascii"))
 
 
 def with_raw_profile(content: bytes, profile: bytes) -> bytes:
-    """The chunk with another profile of the same length."""
+    """The chunk with another profile."""
     lines = [profile.hex()[start : start + 72] for start in range(0, 2 * len(profile), 72)]
     text = f"\nexif\n{len(profile):8d}\n" + "\n".join(lines) + "\n"
     return content.split(b"\0", 1)[0] + b"\0\0" + zlib.compress(text.encode())
@@ -301,13 +287,13 @@ def find_raw_exif(chunks: list[Chunk]) -> bytes | None:
     """The EXIF block of ImageMagick's text chunk."""
     for kind, content in chunks:
         if kind == b"zTXt" and RAW_PROFILE.match(content):
-            with contextlib.suppress(ValueError, IndexError, zlib.error):
+            with contextlib.suppress(*DECODE_ERRORS):
                 return raw_profile(content)
     return None
 
 
 def convert(raster: Raster, metadata: Metadata, file: BinaryIO) -> None:
-    """Write the colours of another format's picture as PNG, with what that said about itself."""
+    """Write the image of another format as PNG, with its metadata."""
     samples = plain_samples(raster)
     depth = 8 * samples.itemsize
     color_type = {1: 0, 2: 4, 3: 2, 4: 6}[samples.shape[2]]
@@ -316,7 +302,7 @@ def convert(raster: Raster, metadata: Metadata, file: BinaryIO) -> None:
     if metadata.icc and raster.space != "cmyk":
         before.append((b"iCCP", b"ICC profile\0\0" + zlib.compress(metadata.icc)))
     if metadata.dpi:
-        x, y = (round(each / 0.0254) for each in metadata.dpi)
+        x, y = (round(dpi / 0.0254) for dpi in metadata.dpi)
         if 0 < x < 2**31 and 0 < y < 2**31:
             before.append((b"pHYs", struct.pack(">IIB", x, y, 1)))
     if metadata.exif:

@@ -1,4 +1,4 @@
-"""TIFF files, of which only the strips or tiles that the hole touches are written anew."""
+"""TIFF files, in which only the strips or tiles that the hole touches are rewritten."""
 
 import io
 import logging
@@ -6,73 +6,79 @@ import math
 import re
 import struct
 from dataclasses import replace
-from itertools import product
 from typing import BinaryIO
 
-import imagecodecs
 import numpy as np
 import tifffile
 
+from imaging.formats import add_note
+from imaging.formats.tiff_segments import boxes, encode, uncompressed_size
 from imaging.formats.tiff_structure import LONG, TYPE_SIZES, Directory, Field, Structure, erase, overlapping
-from imaging.metadata import orientation_of
-from imaging.raster import RAW_ERROR, Raster
+from imaging.metadata import orientation_of, photoshop_blocks, without_xmp_previews
+from imaging.raster import RAW_ERROR, Raster, several_images_error
 from utils import UserError
 
-logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it prints what it finds odd; we raise or go on
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it logs what it finds odd; we raise or go on
 
 ENCODED = {1, 5, 8, 32773, 32946, 34925, 34926, 50000}  # compressions kept; the others become deflate
-UNPREDICTED = {1, 32773}  # compressions in which libtiff ignores the tag Predictor, and so do we
-JPEG = {6, 7, 33007, 34892}  # of which YCbCr is decoded to RGB
+UNPREDICTED = {1, 32773}  # compressions for which libtiff ignores the tag Predictor, and so do we
+JPEG = {6, 7, 33007, 34892}  # compressions whose YCbCr is decoded to RGB
 NAMES = {
     2: "CCITT", 3: "CCITT", 4: "CCITT", 32771: "CCITT", 6: "JPEG", 7: "JPEG", 33007: "JPEG", 34892: "JPEG",
     33003: "JPEG 2000", 33004: "JPEG 2000", 33005: "JPEG 2000", 34712: "JPEG 2000", 34887: "LERC",
     22610: "JPEG XR", 34934: "JPEG XR", 34933: "PNG", 50001: "WebP", 50002: "JPEG XL", 52546: "JPEG XL",
 }  # fmt: skip
+RAW_STARTS = (b"IIRO", b"IIRS", b"MMOR", b"IIU\0")  # Olympus, Panasonic
 RAW_COMPRESSIONS = {  # Sony, Epson, Samsung, Nikon, Kodak, Pentax
     32767, 32769, 32770, 32772, 34713, 65000, 65535,
 }  # fmt: skip
 RAW_PHOTOMETRICS = {32803, 34892}  # colour filter array, linear raw
 COLORS = {0: ("grey", 1), 1: ("grey", 1), 2: ("rgb", 3), 3: ("palette", 1), 5: ("cmyk", 4), 6: ("ycbcr", 3),
           8: ("lab", 3)}  # fmt: skip
-CODEC_TAGS = {266, 292, 293, 317, 347, *range(512, 522), 50674}  # of the compression that deflate replaces
+CODEC_TAGS = {266, 292, 293, 317, 347, *range(512, 522), 50674}  # tags of compressions other than deflate
 YCBCR_TAGS = {529, 530, 531, 532}
-XMP_THUMBNAIL = re.compile(rb'(GImg:image\s*(?:>|=\s*"))([^<"]*)')
 
 
 class TiffImage:
-    """A classic TIFF or BigTIFF file of one picture, as a `Container`.
+    """A classic TIFF or BigTIFF file of one image; a `Container`.
 
-    The samples are the stored ones, but JPEG's YCbCr is RGB. CIELab is uint8: L* of 0 to 255, a* and b* as
-    two's complement, as `np.asarray` of a Pillow image of mode LAB has them.
+    The samples are the stored ones, except that JPEG's YCbCr becomes RGB. CIELab is uint8: L* from 0 to 255,
+    a* and b* as two's complement, like `np.asarray` of a Pillow image of mode LAB.
 
     `write` replaces the strips or tiles that the hole touches, in the compression of the file; all other
-    bytes stay, but for the copies that still show what was removed: thumbnails, overviews, layers.
+    bytes stay, except for copies that still show removed content: thumbnails, overviews, layers.
 
     Args:
         data: the file.
-        first: of several pictures, take the first; for looking at it alone.
+        first: read the first of several images; such a file cannot be written.
 
     Raises:
-        UserError: if it is a raw file, holds several pictures, or is of a kind that cannot be written back.
+        UserError: if it is a raw file, holds several images, or is of a kind that cannot be written back.
         ValueError, struct.error, tifffile.TiffFileError, ...: if it is damaged.
     """
 
     exact = True
-    how = ""
+    encoding_note = ""
 
     def __init__(self, data: bytes, first: bool = False) -> None:
         self.notes: list[str] = []
+        if data.startswith(RAW_STARTS) or data[8:16] in (b"IIIITwaR", b"MMMMRawT"):  # the latter: Phase One
+            raise UserError(RAW_ERROR)
         self.structure = Structure(data)
+        if data[8:11] == b"CR\2" and self.structure.first == 16:  # Canon
+            raise UserError(RAW_ERROR)
         self.main = self.structure.directory(self.structure.first)
-        self.pages = list(self.structure.chain([self.main.next]))
-        self.pages = [page for page in self.pages if page.offset != self.main.offset]  # if they go round
+        pages = self.structure.chain([self.main.next])
+        self.pages = [page for page in pages if page.offset != self.main.offset]  # if they form a circle
         self.inner = self.structure.inner([self.main, *self.pages])
         self.inner += self.structure.inner(self.inner)
         self._refuse_raw()
         if not first:
             self._refuse_several()
         self.page = self._open(io.BytesIO(data))
-        self._refuse_unwritable()
+        reason = self._unwritable()
+        if reason:
+            raise UserError(f"TIFF: {reason} cannot be written back")
         self.recoded = self.page.compression not in ENCODED or self.page.predictor not in (1, 2, 3)
         samples = self._decode(io.BytesIO(data))
         if samples.shape[:2] != (self.page.imagelength, self.page.imagewidth):
@@ -88,21 +94,19 @@ class TiffImage:
     # --- what is refused ----------------------------------------------------------------------------------
 
     def _refuse_raw(self) -> None:
-        reduced = self._is_reduced(self.main)
-        made = self.main.find(271) is not None
+        has_maker = self.main.find(271) is not None
         for directory in (self.main, *self.pages, *self.inner):
-            compression = self.structure.number(directory, 259, 1)
             if (
                 directory.find(50706) is not None
                 or self.structure.number(directory, 262, 0) in RAW_PHOTOMETRICS
-                or (made and compression in RAW_COMPRESSIONS)
+                or (has_maker and self.structure.number(directory, 259, 1) in RAW_COMPRESSIONS)
             ):
                 raise UserError(RAW_ERROR)
-        if reduced and self.main.find(330) is not None:
+        if self._is_reduced(self.main) and self.main.find(330) is not None:
             raise UserError(RAW_ERROR)
 
     def _refuse_several(self) -> None:
-        """A file of more than one picture; thumbnails, overviews, masks and pages without size are none."""
+        """Raise for more than one image, not counting thumbnails, overviews, masks and empty pages."""
         width, height = self._size(self.main)
         number = 1
         for page in self.pages:
@@ -119,54 +123,51 @@ class TiffImage:
             if text.startswith(b"ImageJ=") and images:
                 number = max(1, int(images[1]))
         if number > 1:
-            raise UserError(f"holds {number} pictures, and only single ones can be filled")
+            raise several_images_error(number)
 
-    def _refuse_unwritable(self) -> None:
+    def _unwritable(self) -> str:
+        """The kind of the file, if it cannot be written back; else ""."""
         page = self.page
         photometric, compression = int(page.photometric), int(page.compression)
         space, colors = COLORS.get(photometric, ("", 0))
         bits, kind = page.bitspersample, page.sampleformat
-        reason = ""
         if isinstance(bits, tuple) or isinstance(kind, tuple):
-            reason = "channels of different types"
-        elif kind in (5, 6):
-            reason = "complex samples"
-        elif page.dtype is None or (bits > 16 and bits not in (32, 64)):
-            reason = f"samples of {bits} bits and format {int(kind)}"
-        elif page.imagedepth > 1 or page.tiledepth > 1:
-            reason = "volumes"
-        elif compression == 32773 and self.structure.number(self.main, 317, 1) != 1:
-            reason = "PackBits with a predictor, which libraries read differently,"
-        elif not space:
-            reason = f"pictures of photometric interpretation {photometric}"
-        elif page.samplesperpixel < colors:
-            reason = f"{space} pictures of {page.samplesperpixel} channels"
-        elif space == "cmyk" and self.structure.number(self.main, 332, 1) != 1:
-            reason = "inks other than cyan, magenta, yellow and black"
-        elif space == "lab" and bits != 8:
-            reason = f"CIELab pictures of {bits} bits"
-        elif space == "palette" and page.dtype.kind not in "bu":
-            reason = "signed palette pictures"
-        elif space == "ycbcr" and compression not in JPEG:
-            if compression not in ENCODED:
-                reason = f"YCbCr in {self._codec()}"
-            elif self.structure.numbers(self.main, 530) != [1, 1]:
-                reason = "subsampled YCbCr pictures"
-        elif compression == 33003:
-            reason = "YCbCr in JPEG 2000"
-        elif compression in ENCODED and page.predictor != 1 and bits not in (8, 16, 32, 64):
-            reason = f"a predictor of {bits} bits"
+            return "channels of different types"
+        if kind in (5, 6):
+            return "complex samples"
+        if page.dtype is None or (bits > 16 and bits not in (32, 64)):
+            return f"samples of {bits} bits and format {int(kind)}"
+        if page.imagedepth > 1 or page.tiledepth > 1:
+            return "volumes"
+        if compression == 32773 and self.structure.number(self.main, 317, 1) != 1:
+            return "PackBits with a predictor, which libraries read differently,"
+        if not space:
+            return f"images of photometric interpretation {photometric}"
+        if page.samplesperpixel < colors:
+            return f"{space} images of {page.samplesperpixel} channels"
+        if space == "cmyk" and self.structure.number(self.main, 332, 1) != 1:
+            return "inks other than cyan, magenta, yellow and black"
+        if space == "lab" and bits != 8:
+            return f"CIELab images of {bits} bits"
+        if space == "palette" and page.dtype.kind not in "bu":
+            return "signed palette images"
         if space == "ycbcr" and compression in JPEG and (page.samplesperpixel != 3 or bits not in (8, 12)):
-            reason = "JPEG of YCbCr other than three channels of 8 or 12 bits"
-        if reason:
-            raise UserError(f"TIFF: {reason} cannot be written back")
+            return "JPEG of YCbCr other than three channels of 8 or 12 bits"
+        if space == "ycbcr" and compression not in JPEG:
+            if compression not in ENCODED:
+                return f"YCbCr in {self._codec()}"
+            if self.structure.numbers(self.main, 530) != [1, 1]:
+                return "subsampled YCbCr images"
+        elif compression == 33003:
+            return "YCbCr in JPEG 2000"
+        elif compression in ENCODED and page.predictor != 1 and bits not in (8, 16, 32, 64):
+            return f"a predictor of {bits} bits"
+        return ""
 
     def _is_reduced(self, directory: Directory) -> bool:
-        """Whether it is a copy of less resolution or a mask of another; TIFF 6.0, page 36."""
-        return (
-            self.structure.number(directory, 254, 0) & 0b101 != 0
-            or self.structure.number(directory, 255, 0) == 2
-        )
+        """Whether a directory is a mask or a copy of lower resolution of another; TIFF 6.0, page 36."""
+        reduced = self.structure.number(directory, 254, 0) & 0b101 != 0
+        return reduced or self.structure.number(directory, 255, 0) == 2
 
     def _size(self, directory: Directory) -> tuple[int, int]:
         return self.structure.number(directory, 256, 0), self.structure.number(directory, 257, 0)
@@ -180,7 +181,7 @@ class TiffImage:
     # --- reading ------------------------------------------------------------------------------------------
 
     def _open(self, file: BinaryIO) -> tifffile.TiffPage:
-        """The first page, with what tifffile takes otherwise than libtiff mended."""
+        """The first page, corrected where tifffile reads it differently from libtiff."""
         file.seek(0)
         page = tifffile.TiffFile(file).pages.first
         if page.compression in UNPREDICTED:
@@ -207,14 +208,10 @@ class TiffImage:
 
     def _describe(self, samples: np.ndarray) -> Raster:
         page, channels = self.page, samples.shape[2]
-        photometric = int(page.photometric)
-        if self._is_converted():
-            photometric = 2
+        photometric = 2 if self._is_converted() else int(page.photometric)
         space, colors = COLORS[photometric]
-        unspecified = (0,) * (channels - colors)
-        extra = (*(int(kind) for kind in page.extrasamples), *unspecified)[: channels - colors]
-        known = [i for i, kind in enumerate(extra) if kind in (1, 2)]
-        alpha = colors + known[0] if known else None
+        extra = [int(kind) for kind in page.extrasamples][: channels - colors]
+        alpha_index = next((i for i, kind in enumerate(extra) if kind in (1, 2)), None)
         orientation = self.structure.number(self.main, 274, 0)
         xmp = self.page.tags.get(700)
         if not orientation and xmp is not None and isinstance(xmp.value, bytes):
@@ -223,8 +220,8 @@ class TiffImage:
             samples=samples,
             space=space,
             bits=page.bitspersample if samples.dtype.kind == "u" else 8 * samples.dtype.itemsize,
-            alpha=alpha,
-            premultiplied=bool(known) and extra[known[0]] == 1,
+            alpha=None if alpha_index is None else colors + alpha_index,
+            premultiplied=alpha_index is not None and extra[alpha_index] == 1,
             inverted=photometric == 0,
             palette=self._palette() if space == "palette" else None,
             orientation=orientation if orientation in range(1, 9) else 1,
@@ -234,47 +231,49 @@ class TiffImage:
         numbers = np.array(self.structure.numbers(self.main, 320), np.uint16)
         if numbers.size != 3 << self.page.bitspersample:
             raise ValueError(f"a palette of {numbers.size} numbers")
-        if numbers.max() > 255:  # else an old file, with 8 bits
+        if numbers.max() > 255:  # otherwise an old file, with 8 bits
             numbers >>= 8
         return np.ascontiguousarray(numbers.reshape(3, -1).T).astype(np.uint8)
 
     def _is_converted(self) -> bool:
-        """Whether the file has YCbCr and the samples RGB."""
+        """Whether the file has YCbCr and the samples are RGB."""
         page = self.page
         return page.photometric == 6 and page.compression in JPEG and page.planarconfig == 1
 
     # --- writing ------------------------------------------------------------------------------------------
 
     def write(self, file: BinaryIO, changed: np.ndarray) -> None:
+        """Write the file; see `Container.write`.
+
+        Raises:
+            UserError: if the file would grow too large, or would not read back exactly.
+        """
         if changed.shape != self.raster.samples.shape[:2]:
-            raise ValueError(f"changed is {changed.shape}, the picture {self.raster.samples.shape[:2]}")
+            raise ValueError(f"changed is {changed.shape}, the image {self.raster.samples.shape[:2]}")
         if not changed.any():
             file.write(self.structure.data)
             return
         written = io.BytesIO(self.structure.data)
-        main = Directory(
-            self.main.offset, self.main.end, [replace(field) for field in self.main.fields], self.main.next
-        )
+        main = replace(self.main, fields=[replace(field) for field in self.main.fields])
         erased = self._drop_copies(main)
         self._write_segments(written, changed, main, erased)
         self._write_directory(written, main)
         self._mark_as_edited(written)
         if not _equal(self._decode(written), self.raster.samples):
-            raise UserError("cannot be written back exactly: what was written reads otherwise")
+            raise UserError("cannot be written back exactly: the new file reads differently")
         file.write(written.getbuffer())
 
     def _note(self, note: str) -> None:
-        if note not in self.notes:
-            self.notes.append(note)
+        add_note(self.notes, note)
 
     def _drop_copies(self, main: Directory) -> list[tuple[int, int]]:
-        """The parts (start, end) of the file to erase, of the copies that still show what was removed."""
+        """Drop the copies that still show removed content; returns their ranges (start, end), to erase."""
         structure, erased = self.structure, []
         if self.pages:
             main.next = 0
             self._note("thumbnails, overviews or masks on further pages were not kept")
         if main.drop({330}):
-            self._note("reduced copies of the picture in SubIFDs were not kept")
+            self._note("reduced copies of the image in SubIFDs were not kept")
         for page in (*self.pages, *self.inner):
             erased += structure.pixel_ranges(page)
         if self.page.compression not in JPEG and main.find(513) is not None:
@@ -284,7 +283,7 @@ class TiffImage:
             self._note("the thumbnail was not kept")
         for layers in main.drop({37724}):
             erased.append((layers.start, layers.start + layers.size))
-            self._note("Photoshop's layers, which show the picture as it was, were not kept")
+            self._note("Photoshop's layers, which show removed content, were not kept")
         resources = main.find(34377)
         if resources is not None:
             old = structure.content(resources)
@@ -296,10 +295,8 @@ class TiffImage:
         packet = main.find(700)
         if packet is not None:
             old = structure.content(packet)
-            new = XMP_THUMBNAIL.sub(lambda found: found[1] + b" " * len(found[2]), old)
-            if new != old:
-                packet.value = new
-                self._note("the thumbnail in XMP was not kept")
+            new = without_xmp_previews(old, self.notes)
+            packet.value = new if new != old else None
         return erased
 
     def _write_segments(
@@ -312,11 +309,12 @@ class TiffImage:
         count_tag = 325 if main.find(325) is not None else 279
         offsets = list(page.dataoffsets)
         counts = [*page.databytecounts, *[0] * len(offsets)][: len(offsets)]
+        before = list(offsets), list(counts)
         touched = [
             i for i, (_, rows, columns) in enumerate(parts) if self.recoded or changed[rows, columns].any()
         ]
         old = [(start, start + count) for start, count in zip(offsets, counts, strict=True)]
-        if page.compression == 1:  # of which a byte count may be wrong
+        if page.compression == 1:  # byte counts may be wrong
             for i, box in enumerate(parts):
                 size = uncompressed_size(page, box)
                 old[i] = (offsets[i], offsets[i] + size if offsets[i] else 0)
@@ -325,10 +323,10 @@ class TiffImage:
         kept = [*structure.value_ranges(main), (0, structure.header)]
         alone = ~overlapping(old + kept)[: len(old)]
         stay = set(range(len(old))) - set(touched)
-        erase(file, erased + [old[i] for i in touched], kept + [old[i] for i in stay])
-        before = list(offsets), list(counts)
+        with file.getbuffer() as content:
+            erase(content, erased + [old[i] for i in touched], kept + [old[i] for i in stay])
         for i in touched:
-            encoded = self._encode(parts[i])
+            encoded = encode(page, self.raster.samples, parts[i], deflate=self.recoded)
             start, end = old[i]
             fits = len(encoded) <= end - start or end == file.seek(0, io.SEEK_END)
             if start and alone[i] and fits:
@@ -344,53 +342,27 @@ class TiffImage:
     def _set(self, main: Directory, tag: int, numbers: list[int]) -> None:
         field = main.find(tag)
         if field is None:
-            field = Field(tag, LONG, 0, b"", 0, 0)
+            field = Field(tag, LONG, count=0, place=0, start=0, size=0)
             main.fields.append(field)
-            main.fields.sort(key=lambda each: each.tag)
+            main.fields.sort(key=lambda field: field.tag)
         field.kind, field.value = self.structure.packed(numbers, field.kind)
         field.count = len(numbers)
 
     def _recode(self, main: Directory, erased: list[tuple[int, int]]) -> None:
-        """Turn the tags of a compression that cannot be written into those of deflate."""
+        """Replace the tags of a compression that cannot be written by those of deflate."""
         self._note(f"{self._codec()} inside TIFF is written as deflate, "
                    "which keeps every other pixel as it is decoded")  # fmt: skip
         channels = self.raster.samples.shape[2]
         erased += self.structure.pixel_ranges(self.main)
-        was_jpeg = self._is_converted() or self.page.compression in JPEG
-        main.drop(CODEC_TAGS | (YCBCR_TAGS if was_jpeg else set()))
+        main.drop(CODEC_TAGS | (YCBCR_TAGS if self.page.compression in JPEG else set()))
         self._set(main, 259, [8])
-        photometric = 2 if self._is_converted() else int(self.page.photometric)
-        self._set(main, 262, [photometric])
+        self._set(main, 262, [2 if self._is_converted() else int(self.page.photometric)])
         for tag, numbers in {258: [self.page.bitspersample] * channels, 277: [channels]}.items():
             if main.find(tag) is None and numbers != [1]:  # they may be missing in a file of old JPEG
                 self._set(main, tag, numbers)
 
-    def _encode(self, box: tuple[slice, slice, slice]) -> bytes:
-        """The content of a strip or tile, of the samples as they now are."""
-        page = self.page
-        channels, rows, columns = box
-        block = self.raster.samples[rows, columns, channels]
-        lacking = rows.stop - rows.start - block.shape[0], columns.stop - columns.start - block.shape[1]
-        if any(lacking):
-            block = np.pad(block, ((0, lacking[0]), (0, lacking[1]), (0, 0)), mode="edge")
-        order = self.structure.order
-        predictor = 1 if self.recoded else page.predictor
-        if page.bitspersample not in (8, 16, 32, 64):
-            content = pack_rows(block.reshape(len(block), -1), page.bitspersample)
-        elif predictor == 3:
-            content = imagecodecs.floatpred_encode(np.ascontiguousarray(block), axis=-2).tobytes()
-        else:
-            block = block.view(f"u{block.itemsize}")
-            if predictor == 2:
-                block = np.concatenate([block[:, :1], block[:, 1:] - block[:, :-1]], axis=1)
-            content = block.astype(block.dtype.newbyteorder(order or "="), copy=False).tobytes()
-        encoded = compress(content, 8 if self.recoded else page.compression, len(content) // len(block))
-        if page.fillorder == 2 and not self.recoded:
-            encoded = bytes(imagecodecs.bitorder_encode(encoded))
-        return encoded
-
     def _append(self, file: io.BytesIO, content: bytes) -> int:
-        """Write `content` at the end, where offsets are even; returns its offset."""
+        """Write `content` at the next even offset after the end, and return that offset."""
         length = file.seek(0, io.SEEK_END)
         start = length + length % 2
         if not self.structure.big and start + len(content) >= 2**32:
@@ -406,7 +378,7 @@ class TiffImage:
         for field, own in zip(main.fields, alone, strict=True):
             value = field.value
             if value is None:
-                entries.append(field.entry)
+                entries.append(structure.entry(field))
                 continue
             if len(value) > room:
                 if own and max(len(value), room + 1) <= field.size:
@@ -439,69 +411,15 @@ class TiffImage:
             file.write(b"KNOWN_INCOMPATIBLE_EDITION=YES\n")
 
 
-def boxes(page: tifffile.TiffPage) -> list[tuple[slice, slice, slice]]:
-    """The channels, rows and columns of each strip or tile, in turn; tiles reach over the border."""
-    height, width, channels = page.imagelength, page.imagewidth, page.samplesperpixel
-    planes = [slice(0, channels)]
-    if page.planarconfig == 2:
-        planes = [slice(i, i + 1) for i in range(channels)]
-    step_y, step_x = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, width)
-    bottom = height + step_y if page.is_tiled else height
-    return [
-        (plane, slice(y, min(y + step_y, bottom)), slice(x, x + step_x))
-        for plane, y, x in product(planes, range(0, height, step_y), range(0, width, step_x))
-    ]
-
-
-def uncompressed_size(page: tifffile.TiffPage, box: tuple[slice, slice, slice]) -> int:
-    """The bytes of the samples of a strip or tile."""
-    channels, rows, columns = (part.stop - part.start for part in box)
-    return rows * ((columns * channels * page.bitspersample + 7) // 8)
-
-
-def compress(content: bytes, compression: int, row: int) -> bytes:
-    """`content`, of `row` bytes in each line of pixels, in one of the compressions of `ENCODED`."""
-    if compression == 5:
-        return bytes(imagecodecs.lzw_encode(content))
-    if compression in (8, 32946):
-        return bytes(imagecodecs.deflate_encode(content, level=8))
-    if compression == 32773:  # line by line: TIFF 6.0, page 42
-        lines = range(0, len(content), row)
-        return b"".join(imagecodecs.packbits_encode(content[start : start + row]) for start in lines)
-    if compression == 34925:
-        return bytes(imagecodecs.lzma_encode(content))
-    if compression in (34926, 50000):
-        return bytes(imagecodecs.zstd_encode(content, level=9))
-    return content
-
-
-def pack_rows(samples: np.ndarray, bits: int) -> bytes:
-    """Rows (N, M) of unsigned samples in `bits` bits each, the highest first; each row starts a byte."""
-    lines = []
-    for row in samples:
-        whole = row.astype(f">u{row.itemsize}").view(np.uint8).reshape(len(row), -1)
-        lines.append(np.packbits(np.unpackbits(whole, axis=1)[:, -bits:]).tobytes())
-    return b"".join(lines)
-
-
 def without_thumbnails(resources: bytes) -> bytes:
-    """Photoshop's image resources without 1033 and 1036; Photoshop File Formats, "Image resource blocks"."""
-    kept, start = [], 0
-    while start + 12 <= len(resources):
-        (number,) = struct.unpack_from(">H", resources, start + 4)
-        size_at = start + 6 + (resources[start + 6] + 2) // 2 * 2  # after a name of even length, with its own
-        if size_at + 4 > len(resources):
-            break
-        (size,) = struct.unpack_from(">I", resources, size_at)
-        end = size_at + 4 + size + size % 2
-        if number not in (1033, 1036):
-            kept.append(resources[start:end])
-        start = end
-    return b"".join(kept) + resources[start:]
+    """Photoshop's image resources without 1033 and 1036, its thumbnails."""
+    blocks = list(photoshop_blocks(resources))
+    rest = resources[sum(len(block) for _, _, block in blocks) :]
+    return b"".join(block for number, _, block in blocks if number not in (1033, 1036)) + rest
 
 
 def _equal(a: np.ndarray, b: np.ndarray) -> bool:
-    """Whether type, shape and bits are the same; line by line, for the sake of memory."""
+    """Whether type, shape and bits are the same; compared line by line, to save memory."""
     if a.dtype != b.dtype or a.shape != b.shape:
         return False
     a, b = a.view(f"u{a.itemsize}"), b.view(f"u{b.itemsize}")

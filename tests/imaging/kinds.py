@@ -1,9 +1,10 @@
-"""A folder of small image files of every kind that people have, each with what filling it has to do.
+"""Small image files of every kind in use, each with the expected outcome of filling it.
 
-Everything is made by code, the same at every call. The pixels are noise over waves, so that a filled hole
-always differs from what was there.
+All files are generated, the same at every call. The pixels are noise over waves, so that a filled hole
+always differs from the removed content.
 """
 
+import functools
 import io
 import itertools
 import struct
@@ -21,13 +22,13 @@ from PIL import Image, ImageCms, TiffImagePlugin, features
 
 try:
     import pillow_heif
-except ImportError:  # an optional library of the project, too
+except ImportError:  # optional
     pillow_heif = None
 
-BOX = (3, 4, 9, 7)  # left, top, width, height of the hole in every picture, as seen
-SEEN = (27, 37)  # usual height and width
+BOX = (3, 4, 9, 7)  # left, top, width, height of the hole in every image, upright
+SIZE = (27, 37)  # usual height and width, upright
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-SRGB = SRGB[:24] + bytes(12) + SRGB[36:]  # without the date of today
+SRGB = SRGB[:24] + bytes(12) + SRGB[36:]  # without the current date
 XMP = (
     b'<?xpacket begin="\xef\xbb\xbf" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/">'
     b'<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description rdf:about="" '
@@ -44,14 +45,14 @@ RESOURCES = b"8BIM\x04\x04\0\0" + struct.pack(">I", len(IPTC)) + IPTC + b"\0" * 
 
 @dataclass(frozen=True)
 class Kind:
-    """One image file and what filling it has to do.
+    """One image file and the expected outcome of filling it.
 
     Attributes:
-        name: of the file; it says what it is.
-        outcome: "filled": also with --verify; "inexact": with a note, and refused by --verify, as every pixel
-            changes a little; "refused": in one line.
-        orientation: EXIF 2.32, tag 274: where the hole lies in the stored pixels.
-        reason: of a refusal, words that its line has to hold.
+        name: the file name, which describes it.
+        outcome: "filled", also with --verify; "inexact", with a note, and refused by --verify because every
+            pixel changes a little; or "refused", in one line.
+        orientation: EXIF 2.32, tag 274; the stored pixels are turned accordingly.
+        reason: words in the line of a refusal.
     """
 
     name: str
@@ -68,31 +69,32 @@ def write_kinds(folder: Path, kinds: Iterable[Kind]) -> None:
         (folder / kind.name).write_bytes(kind.data)
 
 
-def every_kind() -> Iterator[Kind]:
-    for make in (
-        pngs, jpegs, odd_jpegs, tiffs, tiffs_with_tags, refused_tiffs, webps, gifs, bmps, portable_files, targas,
-        pcx_and_sgi, jpeg2000s, avifs, heics, strangers, cut_files,
-    ):  # fmt: skip
-        yield from make()
+@functools.cache
+def all_kinds() -> dict[str, Kind]:
+    """All kinds by name."""
+    makers = (
+        pngs, jpegs, odd_jpegs, tiffs, tiffs_with_tags, refused_tiffs, webps, gifs, bmps, portable_files,
+        targas, pcx_and_sgi, jpeg2000s, avifs, heics, other_formats, cut_files,
+    )  # fmt: skip
+    return {kind.name: kind for make in makers for kind in make()}
 
+
+# one file per line
+# fmt: off
 
 # --- pixels ------------------------------------------------------------------------------------------
 
 
-def picture(
-    channels: int = 3, dtype: str = "uint8", size: tuple[int, int] = SEEN, bits: int = 0, seed: int = 0
+def make_samples(
+    channels: int = 3, dtype: str = "uint8", size: tuple[int, int] = SIZE, bits: int = 0, seed: int = 0
 ) -> np.ndarray:
-    """Samples (H, W, channels) over the range of a type or of so many bits; floats in [0, 1]."""
+    """Samples (H, W, channels) over the range of a type or of `bits` bits; floats in [0, 1]."""
     height, width = size
     generator = np.random.default_rng(seed)
     y, x = np.mgrid[0:height, 0:width] / max(height, width)
     waves = [np.sin(generator.uniform(3, 9) * x + generator.uniform(3, 9) * y) for _ in range(channels)]
     noise = 0.5 if bits == 1 else 0.2
-    unit = (
-        0.5
-        + (0.5 - noise) * np.stack(waves, axis=2)
-        + generator.uniform(-noise, noise, (height, width, channels))
-    )
+    unit = (0.5 + (0.5 - noise) * np.stack(waves, axis=2) + generator.uniform(-noise, noise, (height, width, channels)))
     kind = np.dtype(dtype)
     if kind.kind == "f":
         return unit.astype(kind)
@@ -100,21 +102,19 @@ def picture(
     return np.rint(low + unit * (float(high) - low)).astype(kind)
 
 
-def indices(count: int, size: tuple[int, int] = SEEN) -> np.ndarray:
+def indices(count: int, size: tuple[int, int] = SIZE) -> np.ndarray:
     """Palette indices (H, W), all below `count` in use."""
     return np.random.default_rng(3).integers(0, count, size, np.uint8)
 
 
 def palette(count: int) -> np.ndarray:
-    """So many colours (count, 3) uint8, no two alike."""
+    """`count` different colours (count, 3) uint8."""
     steps = np.arange(count)
-    return np.stack(
-        [steps * 255 // max(count - 1, 1), steps * 89 % 256, 255 - steps * 37 % 256], axis=1
-    ).astype(np.uint8)
+    return np.stack([steps * 255 // max(count - 1, 1), steps * 89 % 256, 255 - steps * 37 % 256], axis=1).astype(np.uint8)
 
 
-def pil(channels: int = 3, size: tuple[int, int] = SEEN, mode: str = "") -> Image.Image:
-    samples = picture(channels, size=size)
+def pil(channels: int = 3, size: tuple[int, int] = SIZE, mode: str = "") -> Image.Image:
+    samples = make_samples(channels, size=size)
     mode = mode or {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[channels]
     return Image.frombytes(mode, size[::-1], samples.tobytes())
 
@@ -135,14 +135,13 @@ def saved(image: Image.Image, form: str, **settings: Any) -> bytes:
 
 # --- EXIF --------------------------------------------------------------------------------------------
 
-Entries = dict[
-    int, tuple[int, Any]
-]  # type and value (bytes, numbers, or the entries of another directory) by tag
+# type and value (bytes, numbers, or the entries of another directory) by tag
+Entries = dict[int, tuple[int, Any]]
 WIDTHS = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 7: 1, 12: 8}
 
 
 def directory(entries: Entries, start: int, order: str, after: int = 0) -> bytes:
-    """A TIFF directory that lies at `start`, with its values after it; `after`: of the next directory."""
+    """A TIFF directory at offset `start` and its values; `after` is the offset of the next directory."""
     place = start + 2 + 12 * len(entries) + 4
     rows, values = b"", b""
     for tag, (kind, value) in sorted(entries.items()):
@@ -181,7 +180,7 @@ def camera_entries(orientation: int = 0) -> Entries:
 
 
 def exif(orientation: int = 0, thumbnail: bool = False, order: str = "<") -> bytes:
-    """An EXIF block, from its byte order on, with a camera's usual entries."""
+    """An EXIF block without prefix, with a camera's usual entries."""
     entries = camera_entries(orientation)
     head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "I", 8)
     if not thumbnail:
@@ -222,18 +221,10 @@ def png(
     interlaced: bool = False,
     parts: int = 1,
 ) -> bytes:
-    """A PNG of samples (H, W, C), its pixel data in so many IDAT chunks."""
+    """A PNG of samples (H, W, C), with its pixel data in `parts` IDAT chunks."""
     passes = [(0, 0, 1, 1)]
     if interlaced:  # PNG specification, section 8.2
-        passes = [
-            (0, 0, 8, 8),
-            (0, 4, 8, 8),
-            (4, 0, 8, 4),
-            (0, 2, 4, 4),
-            (2, 0, 4, 2),
-            (0, 1, 2, 2),
-            (1, 0, 2, 1),
-        ]
+        passes = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
     lines = [rows_of(samples[y::down, x::across], depth) for y, x, down, across in passes]
     data = zlib.compress(b"".join(lines))
     height, width = samples.shape[:2]
@@ -262,7 +253,7 @@ def pngs() -> Iterator[Kind]:
         ("rgba", 6, 4, (8, 16)),
     ]:
         for depth, interlaced in itertools.product(depths, (False, True)):
-            samples = picture(channels, "uint16", bits=depth)
+            samples = make_samples(channels, "uint16", bits=depth)
             end = "-interlaced" if interlaced else ""
             yield Kind(f"png-{name}{depth}{end}.png", png(samples, depth, color_type, interlaced=interlaced))
     for depth in (1, 2, 4, 8):
@@ -285,38 +276,25 @@ def pngs() -> Iterator[Kind]:
         ),
     )
     for depth in (2, 8, 16):
-        grey = picture(1, "uint16", bits=depth)
-        yield Kind(
-            f"png-grey{depth}-trns.png", png(grey, depth, 0, chunk(b"tRNS", struct.pack(">H", grey[0, 0, 0])))
-        )
+        grey = make_samples(1, "uint16", bits=depth)
+        yield Kind(f"png-grey{depth}-trns.png", png(grey, depth, 0, chunk(b"tRNS", struct.pack(">H", grey[0, 0, 0]))))
     for depth in (8, 16):
-        rgb = picture(3, "uint16", bits=depth)
-        yield Kind(
-            f"png-rgb{depth}-trns.png",
-            png(rgb, depth, 2, chunk(b"tRNS", struct.pack(">3H", *rgb[0, 0].tolist()))),
-        )
+        rgb = make_samples(3, "uint16", bits=depth)
+        yield Kind(f"png-rgb{depth}-trns.png", png(rgb, depth, 2, chunk(b"tRNS", struct.pack(">3H", *rgb[0, 0].tolist()))))
     profile = chunk(b"iCCP", b"a profile\0\0" + zlib.compress(SRGB))
     for orientation in range(1, 9):
-        size = SEEN[::-1] if orientation >= 5 else SEEN
-        samples = picture(3, "uint16", size, bits=16)
+        size = SIZE[::-1] if orientation >= 5 else SIZE
+        samples = make_samples(3, "uint16", size, bits=16)
         described = chunk(b"gAMA", struct.pack(">I", 45455)) + profile + chunk(b"eXIf", exif(orientation))
-        yield Kind(
-            f"png-rgb16-gama-iccp-exif{orientation}.png",
-            png(samples, 16, 2, described),
-            orientation=orientation,
-        )
-    rgb = picture()
+        yield Kind(f"png-rgb16-gama-iccp-exif{orientation}.png", png(samples, 16, 2, described), orientation=orientation)
+    rgb = make_samples()
     yield Kind("png-text-xmp.png", png(rgb, 8, 2, text_chunks()))
-    yield Kind(
-        "png-text-after-idat.png", png(rgb, 8, 2, after=text_chunks() + chunk(b"eXIf", exif(order=">")))
-    )
+    yield Kind("png-text-after-idat.png", png(rgb, 8, 2, after=text_chunks() + chunk(b"eXIf", exif(order=">"))))
     turned = chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + XMP % b' tiff:Orientation="6"')
-    yield Kind("png-orientation6-in-xmp-only.png", png(picture(size=SEEN[::-1]), 8, 2, turned), orientation=6)
+    yield Kind("png-orientation6-in-xmp-only.png", png(make_samples(size=SIZE[::-1]), 8, 2, turned), orientation=6)
     yield Kind("png-exif-thumbnail.png", png(rgb, 8, 2, chunk(b"eXIf", exif(1, thumbnail=True))))
     yield Kind("png-phys.png", png(rgb, 8, 2, chunk(b"pHYs", struct.pack(">IIB", 11811, 11811, 1))))
-    yield Kind(
-        "png-phys-huge.png", png(rgb, 8, 2, chunk(b"pHYs", struct.pack(">IIB", 2**31 - 1, 2**31 - 1, 1)))
-    )
+    yield Kind("png-phys-huge.png", png(rgb, 8, 2, chunk(b"pHYs", struct.pack(">IIB", 2**31 - 1, 2**31 - 1, 1))))
     small = (
         chunk(b"cHRM", struct.pack(">8I", 31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000))
         + chunk(b"sRGB", b"\0")
@@ -327,21 +305,21 @@ def pngs() -> Iterator[Kind]:
         + chunk(b"cICP", b"\1\x0d\0\1")
     )
     yield Kind("png-small-chunks.png", png(rgb, 8, 2, small))
-    private = chunk(b"prVt", b"private") + chunk(b"vpAg", struct.pack(">IIB", SEEN[1], SEEN[0], 0))
+    private = chunk(b"prVt", b"private") + chunk(b"vpAg", struct.pack(">IIB", SIZE[1], SIZE[0], 0))
     yield Kind("png-private-chunks.png", png(rgb, 8, 2, private, chunk(b"prVt", b"after")))
     yield Kind("png-many-idat.png", png(rgb, 8, 2, parts=40))
     yield Kind("png-after-iend.png", png(rgb, 8, 2) + b"what follows the end, of any length")
     yield Kind("png-zip-after-iend.png", png(rgb, 8, 2) + b"PK\3\4" + bytes(100))
-    control = chunk(b"fcTL", struct.pack(">IIIIIHHBB", 0, SEEN[1], SEEN[0], 0, 0, 1, 10, 0, 0))
+    control = chunk(b"fcTL", struct.pack(">IIIIIHHBB", 0, SIZE[1], SIZE[0], 0, 0, 1, 10, 0, 0))
     yield Kind("png-apng-one-frame.png", png(rgb, 8, 2, chunk(b"acTL", struct.pack(">II", 1, 0)) + control))
     frames = [pil(), pil().transpose(Image.Transpose.ROTATE_180)]
     yield Kind(
         "png-apng-two-frames.png",
         saved(frames[0], "PNG", save_all=True, append_images=frames[1:]),
         "refused",
-        reason="2 pictures",
+        reason="2 images",
     )
-    yield Kind("png-tiny.png", png(picture(size=(1, 1)), 8, 2), "refused", reason="--box")
+    yield Kind("png-tiny.png", png(make_samples(size=(1, 1)), 8, 2), "refused", reason="--box")
     yield Kind("png-upper-case.PNG", png(rgb, 8, 2))
     yield Kind("png-named-as-jpeg.jpg", png(rgb, 8, 2))
 
@@ -359,39 +337,33 @@ def with_segments(data: bytes, *segments: bytes) -> bytes:
     return data[:at] + b"".join(segments) + data[at:]
 
 
-def jpeg(channels: int = 3, size: tuple[int, int] = SEEN, **settings: Any) -> bytes:
+def jpeg(channels: int = 3, size: tuple[int, int] = SIZE, **settings: Any) -> bytes:
     return saved(pil(channels, size), "JPEG", **{"quality": 90, "subsampling": 0, **settings})
 
 
 def jpegs() -> Iterator[Kind]:
     samplings = {"444": 0x111111, "422": 0x211111, "420": 0x221111, "440": 0x121111, "411": 0x411111}
     for (name, factors), progressive in itertools.product(samplings.items(), (0, 1)):
-        for size in (SEEN, (33, 18)):
+        for size in (SIZE, (33, 18)):
             settings = [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, factors, cv2.IMWRITE_JPEG_PROGRESSIVE, progressive]
-            data = cv2.imencode(".jpg", picture(size=size), [*settings, cv2.IMWRITE_JPEG_QUALITY, 88])[
-                1
-            ].tobytes()
+            data = cv2.imencode(".jpg", make_samples(size=size), [*settings, cv2.IMWRITE_JPEG_QUALITY, 88])[1].tobytes()
             kind = "progressive" if progressive else "baseline"
             yield Kind(f"jpeg-{kind}-{name}-{size[1]}x{size[0]}.jpg", data)
     for orientation in range(1, 9):
-        size = SEEN[::-1] if orientation >= 5 else SEEN
+        size = SIZE[::-1] if orientation >= 5 else SIZE
         block = segment(0xE1, b"Exif\0\0" + exif(orientation, order="<>"[orientation % 2]))
         data = with_segments(jpeg(size=size, subsampling=2), block)
         yield Kind(f"jpeg-orientation{orientation}.jpg", data, orientation=orientation)
     xmp = segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + XMP % b' tiff:Orientation="8"')
-    yield Kind("jpeg-orientation8-in-xmp-only.jpg", with_segments(jpeg(size=SEEN[::-1]), xmp), orientation=8)
+    yield Kind("jpeg-orientation8-in-xmp-only.jpg", with_segments(jpeg(size=SIZE[::-1]), xmp), orientation=8)
     for progressive in (False, True):
         yield Kind(f"jpeg-grey{'-progressive' * progressive}.jpg", jpeg(1, progressive=progressive))
     yield Kind("jpeg-rgb-adobe0.jpg", saved(pil(), "JPEG", keep_rgb=True, quality=90))
     yield Kind("jpeg-restart-blocks.jpg", jpeg(restart_marker_blocks=3))
     yield Kind("jpeg-restart-rows.jpg", jpeg(restart_marker_rows=1, subsampling=2))
     yield Kind("jpeg-optimised.jpg", jpeg(optimize=True))
-    yield Kind(
-        "jpeg-exif-thumbnail.jpg", with_segments(jpeg(), segment(0xE1, b"Exif\0\0" + exif(1, thumbnail=True)))
-    )
-    yield Kind(
-        "jpeg-xmp.jpg", with_segments(jpeg(), segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + PLAIN_XMP))
-    )
+    yield Kind("jpeg-exif-thumbnail.jpg", with_segments(jpeg(), segment(0xE1, b"Exif\0\0" + exif(1, thumbnail=True))))
+    yield Kind("jpeg-xmp.jpg", with_segments(jpeg(), segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + PLAIN_XMP)))
     name = b"0123456789ABCDEF0123456789ABCDEF"
     extended = PLAIN_XMP.replace(b"a camera", b"extended " * 100)
     main = segment(
@@ -412,10 +384,7 @@ def jpegs() -> Iterator[Kind]:
     yield Kind("jpeg-extended-xmp.jpg", with_segments(jpeg(), main, *halves))
     yield Kind("jpeg-iptc.jpg", with_segments(jpeg(), segment(0xED, b"Photoshop 3.0\0" + RESOURCES)))
     pieces = [SRGB[at : at + 200] for at in range(0, len(SRGB), 200)]
-    profile = [
-        segment(0xE2, b"ICC_PROFILE\0" + bytes([i + 1, len(pieces)]) + piece)
-        for i, piece in enumerate(pieces)
-    ]
+    profile = [segment(0xE2, b"ICC_PROFILE\0" + bytes([i + 1, len(pieces)]) + piece) for i, piece in enumerate(pieces)]
     yield Kind("jpeg-icc-in-pieces.jpg", with_segments(jpeg(), *profile))
     yield Kind(
         "jpeg-comments.jpg",
@@ -429,19 +398,17 @@ def jpegs() -> Iterator[Kind]:
     yield Kind("jpeg-jfif-thumbnail.jpg", _jfif_thumbnail())
     yield Kind("jpeg-no-jfif.jpg", jpeg()[:2] + jpeg()[20:])
     yield Kind("jpeg-zeros-after-end.jpg", jpeg() + bytes(64))
-    yield Kind(
-        "jpeg-fill-bytes.jpg", with_segments(jpeg(), b"\xff\xff\xff" + segment(0xFE, b"after fill bytes"))
-    )
+    yield Kind("jpeg-fill-bytes.jpg", with_segments(jpeg(), b"\xff\xff\xff" + segment(0xFE, b"after fill bytes")))
 
 
 def _jfif_thumbnail() -> bytes:
     data = jpeg()
-    small = picture(size=(4, 5)).tobytes()
+    small = make_samples(size=(4, 5)).tobytes()
     return data[:2] + segment(0xE0, b"JFIF\0\1\2\0\0\1\0\1\5\4" + small) + data[20:]
 
 
 def odd_jpegs() -> Iterator[Kind]:
-    """JPEGs of several pictures, of inks, and of rare coding."""
+    """JPEGs with several images, in CMYK, and of rare coding."""
     second = pil().transpose(Image.Transpose.ROTATE_180)
     yield Kind("jpeg-mpo.jpg", saved(pil(), "MPO", save_all=True, append_images=[second], quality=90))
     yield Kind("jpeg-mpo.mpo", saved(pil(), "MPO", save_all=True, append_images=[second], quality=90))
@@ -449,44 +416,36 @@ def odd_jpegs() -> Iterator[Kind]:
     gain = with_segments(jpeg(), segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + promise))
     yield Kind("jpeg-gain-map.jpg", gain + jpeg(1, (18, 25)))
     yield Kind("jpeg-motion-photo.jpg", jpeg() + struct.pack(">I4s4sI", 16, b"ftyp", b"mp42", 0) + bytes(200))
-    cmyk = Image.frombytes("CMYK", SEEN[::-1], picture(4).tobytes())
+    cmyk = Image.frombytes("CMYK", SIZE[::-1], make_samples(4).tobytes())
     yield Kind("jpeg-cmyk.jpg", saved(cmyk, "JPEG", quality=90), "inexact")
-    yield Kind(
-        "jpeg-cmyk-progressive-icc.jpg",
-        saved(cmyk, "JPEG", progressive=True, icc_profile=SRGB, quality=90),
-        "inexact",
-    )
-    ycck = imagecodecs.jpeg8_encode(
-        picture(4), level=90, colorspace="CMYK", outcolorspace="YCCK", subsampling="444"
-    )
+    yield Kind("jpeg-cmyk-progressive-icc.jpg", saved(cmyk, "JPEG", progressive=True, icc_profile=SRGB, quality=90), "inexact")
+    ycck = imagecodecs.jpeg8_encode(make_samples(4), level=90, colorspace="CMYK", outcolorspace="YCCK", subsampling="444")
     yield Kind("jpeg-ycck.jpg", ycck, "inexact")
     yield Kind(
         "jpeg-12bit.jpg",
-        imagecodecs.jpeg8_encode(picture(1, "uint16", bits=12)[:, :, 0], level=90, bitspersample=12),
+        imagecodecs.jpeg8_encode(make_samples(1, "uint16", bits=12)[:, :, 0], level=90, bitspersample=12),
         "refused",
     )
-    yield Kind("jpeg-ls.jpg", imagecodecs.jpegls_encode(picture(1)[:, :, 0]), "refused")
+    yield Kind("jpeg-ls.jpg", imagecodecs.jpegls_encode(make_samples(1)[:, :, 0]), "refused")
 
 
 # --- TIFF --------------------------------------------------------------------------------------------
 
 
 def tiff(samples: np.ndarray, **settings: Any) -> bytes:
-    """A TIFF by tifffile, of samples (H, W, C), or planes of them."""
+    """A TIFF of samples (H, W, C), written by tifffile."""
     file = io.BytesIO()
     if settings.get("planarconfig") == "separate":
         samples = np.moveaxis(samples, 2, 0)
     elif samples.shape[2] == 1:
         samples = samples[:, :, 0]
-    with tifffile.TiffWriter(
-        file, bigtiff=settings.pop("bigtiff", False), byteorder=settings.pop("byteorder", "<")
-    ) as writer:
+    with tifffile.TiffWriter(file, bigtiff=settings.pop("bigtiff", False), byteorder=settings.pop("byteorder", "<")) as writer:
         writer.write(samples, **{"metadata": None, "software": False, **settings})
     return file.getvalue()
 
 
 def pil_tiff(image: Image.Image, tags: dict[int, tuple[int, Any]] | None = None, **settings: Any) -> bytes:
-    """A TIFF by Pillow, with tags of type and value."""
+    """A TIFF written by Pillow, with the type and value of further tags."""
     info = TiffImagePlugin.ImageFileDirectory_v2()
     for tag, (kind, value) in (tags or {}).items():
         info.tagtype[tag] = kind
@@ -499,8 +458,8 @@ def tiffs() -> Iterator[Kind]:
     types = ["uint8", "uint16", "uint32", "int8", "int16", "int32", "float16", "float32", "float64"]
     for dtype, (name, channels) in itertools.product(types, [("grey", 1), ("rgb", 3)]):
         photometric = "rgb" if channels == 3 else "minisblack"
-        yield Kind(f"tiff-{name}-{dtype}.tif", tiff(picture(channels, dtype), photometric=photometric))
-    rgb, rgb16 = picture(), picture(3, "uint16")
+        yield Kind(f"tiff-{name}-{dtype}.tif", tiff(make_samples(channels, dtype), photometric=photometric))
+    rgb, rgb16 = make_samples(), make_samples(3, "uint16")
     codecs = [
         "lzw",
         "adobe_deflate",
@@ -522,14 +481,11 @@ def tiffs() -> Iterator[Kind]:
     for codec, dtype in itertools.product(("lzw", "adobe_deflate"), ("uint8", "uint16", "float32")):
         yield Kind(
             f"tiff-rgb-{dtype}-{codec}-predictor.tif",
-            tiff(picture(3, dtype), photometric="rgb", compression=codec, predictor=True),
+            tiff(make_samples(3, dtype), photometric="rgb", compression=codec, predictor=True),
         )
     for order, big in itertools.product("<>", (False, True)):
         kind = ("big-" if big else "") + ("little" if order == "<" else "big") + "endian"
-        yield Kind(
-            f"tiff-rgb16-{kind}.tif",
-            tiff(rgb16, photometric="rgb", byteorder=order, bigtiff=big, rowsperstrip=5),
-        )
+        yield Kind(f"tiff-rgb16-{kind}.tif", tiff(rgb16, photometric="rgb", byteorder=order, bigtiff=big, rowsperstrip=5))
     yield Kind(
         "tiff-rgb16-planar-lzw.tif",
         tiff(rgb16, photometric="rgb", planarconfig="separate", compression="lzw", rowsperstrip=7),
@@ -548,29 +504,26 @@ def tiffs() -> Iterator[Kind]:
     )
     yield Kind(
         "tiff-grey-float32-tiled-bigendian.tif",
-        tiff(picture(1, "float32"), photometric="minisblack", tile=(16, 16), byteorder=">"),
+        tiff(make_samples(1, "float32"), photometric="minisblack", tile=(16, 16), byteorder=">"),
     )
     for orientation, depth in itertools.product(range(2, 9), ("uint8", "uint16")):
-        size = SEEN[::-1] if orientation >= 5 else SEEN
+        size = SIZE[::-1] if orientation >= 5 else SIZE
         tag = [(274, 3, 1, orientation, True)]
         yield Kind(
             f"tiff-rgb-{depth}-orientation{orientation}.tif",
-            tiff(picture(3, depth, size), photometric="rgb", extratags=tag),
+            tiff(make_samples(3, depth, size), photometric="rgb", extratags=tag),
             orientation=orientation,
         )
     for dtype in ("uint8", "uint16"):
-        grey = picture(1, dtype)
+        grey = make_samples(1, dtype)
         yield Kind(f"tiff-grey-{dtype}-miniswhite.tif", tiff(grey, photometric="miniswhite"))
-        yield Kind(f"tiff-cmyk-{dtype}.tif", tiff(picture(4, dtype), photometric="separated"))
+        yield Kind(f"tiff-cmyk-{dtype}.tif", tiff(make_samples(4, dtype), photometric="separated"))
         for alpha in ("assocalpha", "unassalpha", "unspecified"):
-            yield Kind(
-                f"tiff-rgba-{dtype}-{alpha}.tif",
-                tiff(premultiplied(dtype), photometric="rgb", extrasamples=[alpha]),
-            )
+            yield Kind(f"tiff-rgba-{dtype}-{alpha}.tif", tiff(premultiplied(dtype), photometric="rgb", extrasamples=[alpha]))
         yield Kind(
             f"tiff-grey-alpha-{dtype}.tif",
             tiff(
-                picture(2, dtype),
+                make_samples(2, dtype),
                 photometric="minisblack",
                 extrasamples=["unassalpha"],
                 planarconfig="contig",
@@ -579,27 +532,23 @@ def tiffs() -> Iterator[Kind]:
         yield Kind(
             f"tiff-rgb-{dtype}-three-extra.tif",
             tiff(
-                picture(6, dtype),
+                make_samples(6, dtype),
                 photometric="rgb",
                 extrasamples=["unassalpha", "unspecified", "unspecified"],
             ),
         )
-    yield Kind(
-        "tiff-multispectral5.tif", tiff(picture(5, "uint16"), photometric="minisblack", planarconfig="contig")
-    )
-    yield Kind("tiff-cmyk-planar.tif", tiff(picture(4), photometric="separated", planarconfig="separate"))
-    yield Kind("tiff-cmyka.tif", tiff(picture(5), photometric="separated", extrasamples=["unassalpha"]))
+    yield Kind("tiff-multispectral5.tif", tiff(make_samples(5, "uint16"), photometric="minisblack", planarconfig="contig"))
+    yield Kind("tiff-cmyk-planar.tif", tiff(make_samples(4), photometric="separated", planarconfig="separate"))
+    yield Kind("tiff-cmyka.tif", tiff(make_samples(5), photometric="separated", extrasamples=["unassalpha"]))
     colors = np.stack([palette(256).T.astype(np.uint16) * 257])[0]
     yield Kind("tiff-palette.tif", tiff(indices(256)[:, :, None], photometric="palette", colormap=colors))
     yield Kind("tiff-palette4.tif", pil_tiff(pil_palette(16), {258: (3, 8)}, compression="tiff_lzw"))
-    bits = picture(1, bits=1)[:, :, 0] > 0
-    bilevel = Image.frombytes("1", SEEN[::-1], np.packbits(bits, axis=1).tobytes())
+    bits = make_samples(1, bits=1)[:, :, 0] > 0
+    bilevel = Image.frombytes("1", SIZE[::-1], np.packbits(bits, axis=1).tobytes())
     for codec in ("raw", "packbits", "group3", "group4", "tiff_lzw", "tiff_adobe_deflate"):
         yield Kind(f"tiff-bilevel-{codec}.tif", pil_tiff(bilevel, compression=codec))
     yield Kind("tiff-bilevel-miniswhite.tif", pil_tiff(bilevel, {262: (3, 0)}))
-    yield Kind(
-        "tiff-lab.tif", pil_tiff(Image.frombytes("LAB", SEEN[::-1], rgb.tobytes()), compression="tiff_lzw")
-    )
+    yield Kind("tiff-lab.tif", pil_tiff(Image.frombytes("LAB", SIZE[::-1], rgb.tobytes()), compression="tiff_lzw"))
     yield Kind("tiff-ycbcr-444.tif", hand_tiff(rgb, "<", {530: (3, [1, 1])}, 6))
     yield Kind(
         "tiff-jpeg-ycbcr-444.tif",
@@ -608,7 +557,7 @@ def tiffs() -> Iterator[Kind]:
     yield Kind(
         "tiff-jpeg-ycbcr-420.tif",
         tiff(
-            picture(size=(48, 64)),
+            make_samples(size=(48, 64)),
             photometric="ycbcr",
             compression="jpeg",
             compressionargs={"level": 90},
@@ -624,46 +573,38 @@ def tiffs() -> Iterator[Kind]:
     yield Kind(
         "tiff-jpeg-grey-tiled.tif",
         tiff(
-            picture(1),
+            make_samples(1),
             photometric="minisblack",
             compression="jpeg",
             compressionargs={"level": 90},
             tile=(16, 16),
         ),
     )
-    yield Kind(
-        "tiff-grey12.tif", tiff(picture(1, "uint16", bits=12), photometric="minisblack", bitspersample=12)
-    )
-    yield Kind("tiff-rgb12.tif", tiff(picture(3, "uint16", bits=12), photometric="rgb", bitspersample=12))
+    yield Kind("tiff-grey12.tif", tiff(make_samples(1, "uint16", bits=12), photometric="minisblack", bitspersample=12))
+    yield Kind("tiff-rgb12.tif", tiff(make_samples(3, "uint16", bits=12), photometric="rgb", bitspersample=12))
     for depth in (2, 4):
-        yield Kind(
-            f"tiff-grey{depth}.tif",
-            tiff(picture(1, bits=depth), photometric="minisblack", bitspersample=depth),
-        )
-    yield Kind(
-        "tiff-grey-float32-nan.tif",
-        tiff(with_gaps(), photometric="minisblack", compression="lzw", predictor=3),
-    )
+        yield Kind(f"tiff-grey{depth}.tif", tiff(make_samples(1, bits=depth), photometric="minisblack", bitspersample=depth))
+    yield Kind("tiff-grey-float32-nan.tif", tiff(with_gaps(), photometric="minisblack", compression="lzw", predictor=3))
 
 
 def premultiplied(dtype: str) -> np.ndarray:
-    """RGBA whose colours are below alpha."""
-    samples = picture(4, dtype)
+    """RGBA samples whose colours are multiplied by alpha."""
+    samples = make_samples(4, dtype)
     alpha = samples[:, :, 3:] / np.iinfo(dtype).max
     samples[:, :, :3] = samples[:, :, :3] * alpha
     return samples
 
 
 def with_gaps() -> np.ndarray:
-    samples = picture(1, "float32") * 100 - 20
+    samples = make_samples(1, "float32") * 100 - 20
     samples[::9, ::7] = np.nan
     samples[20, 30] = np.inf
     return samples
 
 
 def tiffs_with_tags() -> Iterator[Kind]:
-    """TIFFs of 16 bits with everything that can be said in tags."""
-    rgb16, rgb = picture(3, "uint16"), picture()
+    """TIFFs with every kind of metadata."""
+    rgb16, rgb = make_samples(3, "uint16"), make_samples()
     plain: dict[str, Any] = {"photometric": "rgb", "compression": "lzw"}
     yield Kind(
         "tiff-rgb16-resolution-software.tif",
@@ -689,10 +630,7 @@ def tiffs_with_tags() -> Iterator[Kind]:
         (34735, 3, 8, (1, 1, 0, 1, 1024, 0, 1, 1), True), (34737, 2, 7, "WGS 84|", True), (42113, 2, 2, "7", True),
         (42112, 2, 0, "<GDALMetadata></GDALMetadata>", True),
     ]  # fmt: skip
-    yield Kind(
-        "tiff-int16-geotiff.tif",
-        tiff(picture(1, "int16"), photometric="minisblack", extratags=geo, tile=(16, 16)),
-    )
+    yield Kind("tiff-int16-geotiff.tif", tiff(make_samples(1, "int16"), photometric="minisblack", extratags=geo, tile=(16, 16)))
     yield Kind("tiff-rgb16-geotiff.tif", tiff(rgb16, **plain, extratags=geo))
     yield Kind(
         "tiff-rgb16-private-tags.tif",
@@ -713,18 +651,16 @@ def tiffs_with_tags() -> Iterator[Kind]:
         file = io.BytesIO()
         with tifffile.TiffWriter(file) as writer:
             writer.write(rgb, metadata=None, software=False, photometric="rgb")
-            writer.write(
-                picture(size=(12, 17)), metadata=None, software=False, photometric="rgb", subfiletype=reduced
-            )
+            writer.write(make_samples(size=(12, 17)), metadata=None, software=False, photometric="rgb", subfiletype=reduced)
         if reduced:
             yield Kind("tiff-rgb-thumbnail-page.tif", file.getvalue())
         else:
-            yield Kind("tiff-rgb-two-pages.tif", file.getvalue(), "refused", reason="2 pictures")
+            yield Kind("tiff-rgb-two-pages.tif", file.getvalue(), "refused", reason="2 images")
     file = io.BytesIO()
     with tifffile.TiffWriter(file) as writer:
         writer.write(rgb16, metadata=None, software=False, photometric="rgb", subifds=1, tile=(16, 16))
         writer.write(
-            picture(3, "uint16", (18, 25)),
+            make_samples(3, "uint16", (18, 25)),
             metadata=None,
             software=False,
             photometric="rgb",
@@ -733,19 +669,19 @@ def tiffs_with_tags() -> Iterator[Kind]:
         )
     yield Kind("tiff-rgb16-subifd-pyramid.tif", file.getvalue())
     file = io.BytesIO()
-    tifffile.imwrite(file, np.stack([picture(1)[:, :, 0]] * 3), imagej=True)
-    yield Kind("tiff-imagej-stack.tif", file.getvalue(), "refused", reason="3 pictures")
+    tifffile.imwrite(file, np.stack([make_samples(1)[:, :, 0]] * 3), imagej=True)
+    yield Kind("tiff-imagej-stack.tif", file.getvalue(), "refused", reason="3 images")
     file = io.BytesIO()
     tifffile.imwrite(
         file,
-        picture(1, "uint16")[:, :, 0],
+        make_samples(1, "uint16")[:, :, 0],
         imagej=True,
         metadata={"axes": "YX", "unit": "um"},
         resolution=(2.0, 2.0),
     )
     yield Kind("tiff-imagej-one.tif", file.getvalue())
     ome = '<?xml version="1.0" encoding="UTF-8"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"></OME>'
-    yield Kind("tiff-ome.tif", tiff(picture(1, "uint16"), photometric="minisblack", description=ome))
+    yield Kind("tiff-ome.tif", tiff(make_samples(1, "uint16"), photometric="minisblack", description=ome))
 
 
 def hand_tiff(samples: np.ndarray, order: str, more: Entries, photometric: int = 2) -> bytes:
@@ -764,25 +700,20 @@ def refused_tiffs() -> Iterator[Kind]:
     dng = [(50706, 1, 4, (1, 4, 0, 0), True), (271, 2, 0, "Maker", True)]
     yield Kind(
         "tiff-named-dng.dng",
-        tiff(picture(), photometric="rgb", subfiletype=1, extratags=dng),
+        tiff(make_samples(), photometric="rgb", subfiletype=1, extratags=dng),
         "refused",
         reason="raw file",
     )
-    yield Kind(
-        "tiff-dng-named-tif.tif",
-        tiff(picture(), photometric="rgb", extratags=dng),
-        "refused",
-        reason="raw file",
-    )
+    yield Kind("tiff-dng-named-tif.tif", tiff(make_samples(), photometric="rgb", extratags=dng), "refused", reason="raw file")
     yield Kind(
         "tiff-complex.tif",
-        tiff((picture(1, "float32") + 1j).astype(np.complex64), photometric="minisblack"),
+        tiff((make_samples(1, "float32") + 1j).astype(np.complex64), photometric="minisblack"),
         "refused",
     )
     yield Kind(
         "tiff-bayer.tif",
         tiff(
-            picture(1, "uint16"),
+            make_samples(1, "uint16"),
             photometric="cfa",
             extratags=[(33421, 3, 2, (2, 2), True), (33422, 1, 4, (0, 1, 1, 2), True)],
         ),
@@ -792,7 +723,7 @@ def refused_tiffs() -> Iterator[Kind]:
     yield Kind(
         "tiff-volume.tif",
         tiff(
-            np.stack([picture(1)[:, :, 0]] * 16)[..., None],
+            np.stack([make_samples(1)[:, :, 0]] * 16)[..., None],
             photometric="minisblack",
             volumetric=True,
             tile=(16, 16, 16),
@@ -813,16 +744,13 @@ def webps() -> Iterator[Kind]:
     yield Kind("webp-lossless-described.webp", saved(pil(), "WEBP", lossless=True, **described))
     yield Kind("webp-lossy-alpha-described.webp", saved(pil(4), "WEBP", quality=80, **described))
     for orientation in (3, 6):
-        size = SEEN[::-1] if orientation >= 5 else SEEN
+        size = SIZE[::-1] if orientation >= 5 else SIZE
         yield Kind(
             f"webp-orientation{orientation}.webp",
             saved(pil(size=size), "WEBP", lossless=True, exif=b"Exif\0\0" + exif(orientation)),
             orientation=orientation,
         )
-    yield Kind(
-        "webp-exif-thumbnail.webp",
-        saved(pil(), "WEBP", lossless=True, exif=b"Exif\0\0" + exif(1, thumbnail=True)),
-    )
+    yield Kind("webp-exif-thumbnail.webp", saved(pil(), "WEBP", lossless=True, exif=b"Exif\0\0" + exif(1, thumbnail=True)))
     block = exif()
     plain = saved(pil(), "WEBP", lossless=True, exif=b"Exif\0\0" + block)
     at = plain.index(b"EXIF")
@@ -834,7 +762,7 @@ def webps() -> Iterator[Kind]:
         "webp-animated.webp",
         saved(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True),
         "refused",
-        reason="2 pictures",
+        reason="2 images",
     )
 
 
@@ -859,21 +787,16 @@ def gifs() -> Iterator[Kind]:
     descriptor = plain[first : first + 9] + bytes([plain[first + 9] | 0x80 | (flags & 7)])
     yield Kind("gif-local-palette.gif", body + descriptor + table + plain[first + 10 :])
     corner = bytearray(plain)
-    corner[6:10] = struct.pack("<HH", SEEN[1] + 6, SEEN[0] + 4)
+    corner[6:10] = struct.pack("<HH", SIZE[1] + 6, SIZE[0] + 4)
     corner[first + 1 : first + 5] = struct.pack("<HH", 4, 2)
     yield Kind("gif-offset-frame.gif", bytes(corner), "refused", reason="canvas")
     frames = [pil_palette(64), pil_palette(64).transpose(Image.Transpose.ROTATE_180)]
-    yield Kind(
-        "gif-animated.gif",
-        saved(frames[0], "GIF", save_all=True, append_images=frames[1:]),
-        "refused",
-        reason="2 pictures",
-    )
+    yield Kind("gif-animated.gif", saved(frames[0], "GIF", save_all=True, append_images=frames[1:]), "refused", reason="2 images")
 
 
 def bmp(bits: int, rows: np.ndarray, *, header: int = 40, compression: int = 0, colors: bytes = b"", top_down: bool = False,
-        masks: bytes = b"", profile: bytes = b"", pixels: bytes | None = None, dpi: int = 2835, size: tuple[int, int] = SEEN) -> bytes:  # fmt: skip
-    """A BMP of rows (H, bytes), the first the top one."""
+        masks: bytes = b"", profile: bytes = b"", pixels: bytes | None = None, dpi: int = 2835, size: tuple[int, int] = SIZE) -> bytes:  # fmt: skip
+    """A BMP of rows (H, bytes), the top one first."""
     height, width = size
     padded = np.pad(rows, [(0, 0), (0, -rows.shape[1] % 4)])
     data = pixels if pixels is not None else (padded if top_down else padded[::-1]).tobytes()
@@ -907,13 +830,13 @@ def bmp(bits: int, rows: np.ndarray, *, header: int = 40, compression: int = 0, 
 
 
 def bmps() -> Iterator[Kind]:
-    height, width = SEEN
+    height, width = SIZE
     for bits in (1, 4, 8):
         some = indices(2**bits)
         rows = np.frombuffer(rows_of(some[:, :, None], bits), np.uint8).reshape(height, -1)[:, 1:]
         colors = np.pad(palette(2**bits)[:, ::-1], [(0, 0), (0, 1)]).tobytes()
         yield Kind(f"bmp-{bits}bit.bmp", bmp(bits, rows, colors=colors))
-    plain = picture()
+    plain = make_samples()
     yield Kind("bmp-24bit.bmp", bmp(24, plain.reshape(height, -1)))
     yield Kind("bmp-24bit-top-down.bmp", bmp(24, plain.reshape(height, -1), top_down=True))
     yield Kind("bmp-24bit-os2.bmp", bmp(24, plain.reshape(height, -1), header=12))
@@ -926,67 +849,43 @@ def bmps() -> Iterator[Kind]:
         "bmp-16bit-565.bmp",
         bmp(16, (five * 2 + 1).view(np.uint8), compression=3, masks=struct.pack("<III", 0xF800, 0x7E0, 0x1F)),
     )
-    wide = picture(4).reshape(height, -1)
-    unused = picture(4)
+    wide = make_samples(4).reshape(height, -1)
+    unused = make_samples(4)
     unused[:, :, 3] = 0
     yield Kind("bmp-32bit.bmp", bmp(32, unused.reshape(height, -1)))
     masks = struct.pack("<IIII", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
     yield Kind("bmp-32bit-v4-alpha.bmp", bmp(32, wide, header=108, compression=3, masks=masks))
-    yield Kind(
-        "bmp-32bit-v5-alpha-icc.bmp", bmp(32, wide, header=124, compression=3, masks=masks, profile=SRGB)
-    )
+    yield Kind("bmp-32bit-v5-alpha-icc.bmp", bmp(32, wide, header=124, compression=3, masks=masks, profile=SRGB))
     yield Kind("bmp-24bit-v5-icc.bmp", bmp(24, plain.reshape(height, -1), header=124, profile=SRGB))
-    runs = (
-        b"".join(b"".join(b"\1" + bytes([value]) for value in row) + b"\0\0" for row in indices(256)[::-1])
-        + b"\0\1"
-    )
+    runs = (b"".join(b"".join(b"\1" + bytes([value]) for value in row) + b"\0\0" for row in indices(256)[::-1]) + b"\0\1")
     colors = np.pad(palette(256)[:, ::-1], [(0, 0), (0, 1)]).tobytes()
     yield Kind("bmp-8bit-rle.bmp", bmp(8, indices(256), compression=1, colors=colors, pixels=runs))
 
 
 def portable_files() -> Iterator[Kind]:
-    height, width = SEEN
+    height, width = SIZE
     size = f"{width} {height}\n".encode()
-    bits = (picture(1, bits=1)[:, :, 0] > 0).astype(np.uint8)
-    yield Kind(
-        "ppm-p1.pbm",
-        b"P1\n" + size + "\n".join(" ".join(map(str, row)) for row in bits.tolist()).encode() + b"\n",
-    )
+    bits = (make_samples(1, bits=1)[:, :, 0] > 0).astype(np.uint8)
+    yield Kind("ppm-p1.pbm", b"P1\n" + size + "\n".join(" ".join(map(str, row)) for row in bits.tolist()).encode() + b"\n")
     yield Kind("ppm-p4.pbm", b"P4\n" + size + np.packbits(bits, axis=1).tobytes())
-    for mark, binary, channels, suffix in [
-        (2, 0, 1, "pgm"),
-        (3, 0, 3, "ppm"),
-        (5, 1, 1, "pgm"),
-        (6, 1, 3, "ppm"),
-    ]:
+    for mark, binary, channels, suffix in [(2, 0, 1, "pgm"), (3, 0, 3, "ppm"), (5, 1, 1, "pgm"), (6, 1, 3, "ppm")]:
         for highest in (255, 1023, 65535):
-            samples = picture(channels, "uint16", bits=highest.bit_length())
+            samples = make_samples(channels, "uint16", bits=highest.bit_length())
             head = b"P%d\n# a comment\n" % mark + size + b"%d\n" % highest
             if binary:
                 body = samples.astype(">u2" if highest > 255 else np.uint8).tobytes()
             else:
-                body = (
-                    "\n".join(
-                        " ".join(map(str, row)) for row in samples.reshape(height, -1).tolist()
-                    ).encode()
-                    + b"\n"
-                )
+                body = ("\n".join(" ".join(map(str, row)) for row in samples.reshape(height, -1).tolist()).encode() + b"\n")
             name = f"ppm-p{mark}-max{highest}.{suffix}"
             yield Kind(name, head + body)
-    yield Kind(
-        "ppm-p5-max100.pgm", b"P5 " + size + b"100\n" + (picture(1) // 3).clip(0, 100).tobytes(), "refused"
-    )
-    floats = picture(1, "float32")[::-1, :, 0]
+    yield Kind("ppm-p5-max100.pgm", b"P5 " + size + b"100\n" + (make_samples(1) // 3).clip(0, 100).tobytes(), "refused")
+    floats = make_samples(1, "float32")[::-1, :, 0]
     yield Kind("pfm-grey-little.pfm", b"Pf\n" + size + b"-1.0\n" + floats.astype("<f4").tobytes())
     yield Kind("pfm-grey-big.pfm", b"Pf\n" + size + b"1.0\n" + floats.astype(">f4").tobytes())
-    yield Kind(
-        "pfm-rgb.pfm",
-        b"PF\n" + size + b"-1.0\n" + picture(3, "float32")[::-1].astype("<f4").tobytes(),
-        "refused",
-    )
+    yield Kind("pfm-rgb.pfm", b"PF\n" + size + b"-1.0\n" + make_samples(3, "float32")[::-1].astype("<f4").tobytes(), "refused")
     yield Kind(
         "ppm-pam.pam",
-        b"P7\nWIDTH 37\nHEIGHT 27\nDEPTH 3\nMAXVAL 255\nTUPLTYPE RGB\nENDHDR\n" + picture().tobytes(),
+        b"P7\nWIDTH 37\nHEIGHT 27\nDEPTH 3\nMAXVAL 255\nTUPLTYPE RGB\nENDHDR\n" + make_samples().tobytes(),
         "refused",
     )
 
@@ -1002,7 +901,7 @@ def targa(
     footer: bytes = b"",
     alpha: int = 0,
 ) -> bytes:
-    height, width = SEEN
+    height, width = SIZE
     table = b"" if colors is None else colors[:, ::-1].tobytes()
     start = struct.pack(
         "<BBBHHBHHHHBB",
@@ -1023,34 +922,28 @@ def targa(
 
 
 def targas() -> Iterator[Kind]:
-    rgb, rgba = picture(), picture(4)
+    rgb, rgba = make_samples(), make_samples(4)
     footer = bytes(8) + b"TRUEVISION-XFILE.\0"
     yield Kind("tga-rgb.tga", targa(2, 24, rgb[::-1].tobytes()))
     yield Kind("tga-rgb-top-down.tga", targa(2, 24, rgb.tobytes(), top=True))
     yield Kind("tga-rgba.tga", targa(2, 32, rgba[::-1].tobytes(), alpha=8))
-    yield Kind("tga-grey.tga", targa(3, 8, picture(1)[::-1].tobytes()))
+    yield Kind("tga-grey.tga", targa(3, 8, make_samples(1)[::-1].tobytes()))
     yield Kind("tga-palette.tga", targa(1, 8, indices(256)[::-1].tobytes(), colors=palette(256)))
-    yield Kind(
-        "tga-id-footer.tga", targa(2, 24, rgb[::-1].tobytes(), name=b"an identification", footer=footer)
-    )
-    five = np.random.default_rng(1).integers(0, 2**15, SEEN, np.uint16)
+    yield Kind("tga-id-footer.tga", targa(2, 24, rgb[::-1].tobytes(), name=b"an identification", footer=footer))
+    five = np.random.default_rng(1).integers(0, 2**15, SIZE, np.uint16)
     yield Kind("tga-16bit.tga", targa(2, 16, five[::-1].tobytes()))
     yield Kind("tga-rle.tga", saved(pil(), "TGA", compression="tga_rle"))
-    yield Kind(
-        "tga-rgba-rle-id.tga", saved(pil(4), "TGA", compression="tga_rle", id_section=b"an identification")
-    )
+    yield Kind("tga-rgba-rle-id.tga", saved(pil(4), "TGA", compression="tga_rle", id_section=b"an identification"))
     extension = struct.pack("<H", 495) + b"An author".ljust(41, b"\0") + b"A comment".ljust(452, b"\0")
     body = targa(2, 24, rgb[::-1].tobytes())
-    yield Kind(
-        "tga-extension-area.tga", body + extension + struct.pack("<II", len(body), 0) + b"TRUEVISION-XFILE.\0"
-    )
+    yield Kind("tga-extension-area.tga", body + extension + struct.pack("<II", len(body), 0) + b"TRUEVISION-XFILE.\0")
 
 
 def pcx_and_sgi() -> Iterator[Kind]:
     yield Kind("pcx-rgb.pcx", saved(pil(), "PCX"))
     yield Kind("pcx-grey.pcx", saved(pil(1), "PCX"))
     yield Kind("pcx-palette.pcx", saved(pil_palette(256), "PCX"))
-    bits = Image.frombytes("1", SEEN[::-1], np.packbits(picture(1, bits=1)[:, :, 0] > 0, axis=1).tobytes())
+    bits = Image.frombytes("1", SIZE[::-1], np.packbits(make_samples(1, bits=1)[:, :, 0] > 0, axis=1).tobytes())
     yield Kind("pcx-bilevel.pcx", saved(bits, "PCX"))
     yield Kind("pcx-rgb-300dpi.pcx", saved(pil(), "PCX", dpi=(300, 300)))
     for channels, suffix in [(1, "bw"), (3, "rgb"), (4, "rgba")]:
@@ -1058,9 +951,9 @@ def pcx_and_sgi() -> Iterator[Kind]:
     named = bytearray(saved(pil(), "SGI"))
     named[24:34] = b"A long one"
     yield Kind("sgi-named.sgi", bytes(named))
-    yield Kind("sgi-rle.sgi", _sgi_rle(picture()))
-    deep = picture(3, "uint16")[::-1].transpose(2, 0, 1)
-    head = struct.pack(">HBBHHHHII", 474, 0, 2, 3, SEEN[1], SEEN[0], 3, 0, 65535).ljust(512, b"\0")
+    yield Kind("sgi-rle.sgi", _sgi_rle(make_samples()))
+    deep = make_samples(3, "uint16")[::-1].transpose(2, 0, 1)
+    head = struct.pack(">HBBHHHHII", 474, 0, 2, 3, SIZE[1], SIZE[0], 3, 0, 65535).ljust(512, b"\0")
     yield Kind("sgi-16bit.sgi", head + deep.astype(">u2").tobytes(), "refused")
 
 
@@ -1079,22 +972,19 @@ def _sgi_rle(samples: np.ndarray) -> bytes:
 def jpeg2000s() -> Iterator[Kind]:
     for channels, name in [(1, "grey"), (2, "grey-alpha"), (3, "rgb"), (4, "rgba")]:
         yield Kind(f"jpeg2000-{name}.jp2", saved(pil(channels), "JPEG2000"))
-    yield Kind(
-        "jpeg2000-lossy.jp2",
-        saved(pil(), "JPEG2000", irreversible=True, quality_mode="rates", quality_layers=[6]),
-    )
+    yield Kind("jpeg2000-lossy.jp2", saved(pil(), "JPEG2000", irreversible=True, quality_mode="rates", quality_layers=[6]))
     yield Kind("jpeg2000-codestream.j2k", saved(pil(), "JPEG2000", no_jp2=True))
-    grey16 = Image.fromarray(picture(1, "uint16")[:, :, 0])
+    grey16 = Image.fromarray(make_samples(1, "uint16")[:, :, 0])
     yield Kind("jpeg2000-grey16.jp2", saved(grey16, "JPEG2000"))
     yield Kind(
         "jpeg2000-rgb16.jp2",
-        imagecodecs.jpeg2k_encode(picture(3, "uint16"), level=0, codecformat="jp2", reversible=True),
+        imagecodecs.jpeg2k_encode(make_samples(3, "uint16"), level=0, codecformat="jp2", reversible=True),
         "refused",
     )
     yield Kind(
         "jpeg2000-grey12.jp2",
         imagecodecs.jpeg2k_encode(
-            picture(1, "uint16", bits=12)[:, :, 0],
+            make_samples(1, "uint16", bits=12)[:, :, 0],
             level=0,
             codecformat="jp2",
             reversible=True,
@@ -1116,10 +1006,7 @@ def jpeg2000s() -> Iterator[Kind]:
     resolution = struct.pack(">I4sI4sHHHHBB", 26, b"res ", 18, b"resc", 300, 254, 300, 254, 4, 4)
     rest = header[colour + struct.unpack(">I", header[colour : colour + 4])[0] :]
     new = header[:colour] + profile + rest + resolution
-    yield Kind(
-        "jpeg2000-icc-resolution.jp2",
-        plain[:at] + struct.pack(">I4s", 8 + len(new), b"jp2h") + new + plain[end:],
-    )
+    yield Kind("jpeg2000-icc-resolution.jp2", plain[:at] + struct.pack(">I4s", 8 + len(new), b"jp2h") + new + plain[end:])
 
 
 def avifs() -> Iterator[Kind]:
@@ -1129,7 +1016,7 @@ def avifs() -> Iterator[Kind]:
     yield Kind("avif.avif", saved(pil(), "AVIF", quality=80, speed=9), "inexact")
     yield Kind("avif-alpha.avif", saved(pil(4), "AVIF", quality=80, speed=9), "inexact")
     yield Kind("avif-described.avif", saved(pil(), "AVIF", quality=80, speed=9, **described), "inexact")
-    turned = saved(pil(size=SEEN[::-1]), "AVIF", quality=80, speed=9, exif=b"Exif\0\0" + exif(6))
+    turned = saved(pil(size=SIZE[::-1]), "AVIF", quality=80, speed=9, exif=b"Exif\0\0" + exif(6))
     yield Kind("avif-orientation6.avif", turned, "inexact", orientation=6)
     small = saved(pil(), "AVIF", quality=80, speed=9, exif=b"Exif\0\0" + exif(0, thumbnail=True))
     yield Kind("avif-exif-thumbnail.avif", small, "inexact")
@@ -1138,9 +1025,9 @@ def avifs() -> Iterator[Kind]:
         "avif-animated.avif",
         saved(frames[0], "AVIF", save_all=True, append_images=frames[1:], speed=9),
         "refused",
-        reason="2 pictures",
+        reason="2 images",
     )
-    deep = imagecodecs.avif_encode(picture(3, "uint16", bits=10), level=90, speed=9, bitspersample=10)
+    deep = imagecodecs.avif_encode(make_samples(3, "uint16", bits=10), level=90, speed=9, bitspersample=10)
     yield Kind("avif-10bit.avif", deep, "inexact")
 
 
@@ -1156,14 +1043,14 @@ def heics() -> Iterator[Kind]:
         heic(pillow_heif.from_pillow(pil()), exif=b"Exif\0\0" + exif(1, thumbnail=True)),
         "inexact",
     )
-    turned = pillow_heif.from_pillow(pil(size=SEEN[::-1]))
+    turned = pillow_heif.from_pillow(pil(size=SIZE[::-1]))
     yield Kind(
         "heic-orientation6.heic", heic(turned, exif=b"Exif\0\0" + exif(6)), "inexact"
-    )  # by irot: read upright
+    )  # stored as irot, and read upright
     profile = pil()
     profile.info["icc_profile"] = SRGB
     yield Kind("heic-icc.heic", heic(pillow_heif.from_pillow(profile)), "inexact")
-    deep = pillow_heif.from_bytes("RGB;16", SEEN[::-1], picture(3, "uint16").tobytes())
+    deep = pillow_heif.from_bytes("RGB;16", SIZE[::-1], make_samples(3, "uint16").tobytes())
     yield Kind("heic-10bit.heic", heic(deep), "inexact")
     two = pillow_heif.from_pillow(pil())
     two.add_from_pillow(pil().transpose(Image.Transpose.ROTATE_180))
@@ -1179,8 +1066,8 @@ def heic(file: Any, **settings: Any) -> bytes:
 # --- what is refused ---------------------------------------------------------------------------------
 
 
-def strangers() -> Iterator[Kind]:
-    """Files of other formats, named as pictures often are by mistake."""
+def other_formats() -> Iterator[Kind]:
+    """Files of other formats that have the suffix of an image format."""
     eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 51 37\n{} loop\n"
     yield Kind("other-eps.jpg", eps, "refused", reason="EPS")
     yield Kind("other-pdf.png", b"%PDF-1.4\n1 0 obj <<>> endobj\n", "refused", reason="PDF")
@@ -1191,36 +1078,26 @@ def strangers() -> Iterator[Kind]:
         reason="Photoshop",
     )
     yield Kind("other-ico.png", saved(pil(4, (32, 32)), "ICO"), "refused", reason="ICO")
-    yield Kind(
-        "other-svg.png",
-        b'\n<svg xmlns="http://www.w3.org/2000/svg" width="51" height="37"/>',
-        "refused",
-        reason="SVG",
-    )
+    yield Kind("other-svg.png", b'\n<svg xmlns="http://www.w3.org/2000/svg" width="51" height="37"/>', "refused", reason="SVG")
     yield Kind("other-html.jpg", b"<!DOCTYPE html><html>404</html>", "refused", reason="not a readable image")
-    yield Kind("other-text.png", b"not a picture, but a text\n", "refused", reason="not a readable image")
+    yield Kind("other-text.png", b"not an image, but a text\n", "refused", reason="not a readable image")
     yield Kind("other-zeros.jpg", bytes(4096), "refused", reason="not a readable image")
     for suffix in ("png", "jpg", "tif", "webp", "bmp", "gif"):
         yield Kind(f"other-empty.{suffix}", b"", "refused", reason="not a readable image")
-    yield Kind("other-jpegxl.jpg", imagecodecs.jpegxl_encode(picture()), "refused", reason="JPEG XL")
-    yield Kind("other-qoi.png", imagecodecs.qoi_encode(picture()), "refused", reason="QOI")
+    yield Kind("other-jpegxl.jpg", imagecodecs.jpegxl_encode(make_samples()), "refused", reason="JPEG XL")
+    yield Kind("other-qoi.png", imagecodecs.qoi_encode(make_samples()), "refused", reason="QOI")
     yield Kind("other-dds.png", b"DDS " + struct.pack("<I", 124) + bytes(120), "refused", reason="DDS")
     yield Kind("other-icns.png", b"icns" + struct.pack(">I", 8), "refused", reason="ICNS")
     yield Kind("other-canon-raw.jpg", b"II*\0\x10\0\0\0CR\2\0" + bytes(64), "refused", reason="raw file")
-    yield Kind(
-        "other-tar-of-zeros.tif",
-        b"II*\0" + struct.pack("<I", 4096) + bytes(64),
-        "refused",
-        reason="not a readable image",
-    )
+    yield Kind("other-tar-of-zeros.tif", b"II*\0" + struct.pack("<I", 4096) + bytes(64), "refused", reason="not a readable image")
 
 
 def cut_files() -> Iterator[Kind]:
-    """A file of each format of which the last third is missing."""
+    """A file of each format without its last third."""
     whole = {
-        "png": png(picture(), 8, 2), "jpg": jpeg(), "tif": tiff(picture(), photometric="rgb", compression="lzw", rowsperstrip=4)[:-40],
+        "png": png(make_samples(), 8, 2), "jpg": jpeg(), "tif": tiff(make_samples(), photometric="rgb", compression="lzw", rowsperstrip=4)[:-40],
         "webp": saved(pil(), "WEBP", lossless=True), "gif": saved(pil_palette(256), "GIF"), "bmp": saved(pil(), "BMP"),
-        "ppm": saved(pil(), "PPM"), "tga": targa(2, 24, picture().tobytes()), "pcx": saved(pil(), "PCX"), "sgi": saved(pil(), "SGI"),
+        "ppm": saved(pil(), "PPM"), "tga": targa(2, 24, make_samples().tobytes()), "pcx": saved(pil(), "PCX"), "sgi": saved(pil(), "SGI"),
         "jp2": saved(pil(), "JPEG2000"),
     }  # fmt: skip
     if features.check("avif"):
@@ -1229,9 +1106,9 @@ def cut_files() -> Iterator[Kind]:
         whole["heic"] = heic(pillow_heif.from_pillow(pil()))
     for suffix, data in whole.items():
         yield Kind(f"cut.{suffix}", data[: len(data) * 2 // 3], "refused")
-    deep = tiff(picture(1, "uint16"), photometric="minisblack")
+    deep = tiff(make_samples(1, "uint16"), photometric="minisblack")
     yield Kind("cut-uncompressed.tif", deep[: len(deep) * 2 // 3], "refused")
-    yield Kind("cut-in-header.png", png(picture(), 8, 2)[:20], "refused")
-    damaged = bytearray(png(picture(), 8, 2))
+    yield Kind("cut-in-header.png", png(make_samples(), 8, 2)[:20], "refused")
+    damaged = bytearray(png(make_samples(), 8, 2))
     damaged[200] ^= 0xFF
     yield Kind("cut-damaged-data.png", bytes(damaged), "refused")

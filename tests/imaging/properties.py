@@ -1,11 +1,12 @@
-"""The properties of image files as libraries other than ours read them, and the table of what filling keeps."""
+"""The properties of image files, read by other libraries, and the table of the properties that filling keeps."""
 
+import functools
 import io
 import re
 import struct
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +14,23 @@ import cv2
 import imagecodecs
 import numpy as np
 import tifffile
-from kinds import BOX, IPTC, SRGB, Kind, every_kind
+from kinds import BOX, IPTC, SRGB, Kind, all_kinds
 from PIL import Image, ImageOps
 
 from imaging.image_file import ImageFile
 from utils import UserError
 
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # it prints what it thinks of unknown tags
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # it prints warnings about unknown tags
 
-# --- where the hole lies -----------------------------------------------------------------------------
+# --- the hole ----------------------------------------------------------------------------------------
 
 
 def hole_of(kind: Kind, shape: tuple[int, int], reader: str) -> np.ndarray:
-    """Where the box lies in the pixels (H, W) bool that a library reads: stored ones, but of TIFF mostly upright.
-
-    Pillow's transpositions undo EXIF 2.32, tag 274.
-    """
+    """The hole (H, W) bool in the pixels that a library reads: as stored, but for TIFF mostly upright."""
     upright = (kind.name.startswith("tiff") and reader != "tifffile") or kind.name.startswith("heic")
     orientation = 1 if upright else kind.orientation
     left, top, width, height = BOX
-    turns = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # from as seen to as stored, by Image.Transpose
+    turns = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # members of Image.Transpose, upright to stored
     seen = np.zeros(shape[::-1] if orientation >= 5 else shape, np.uint8)
     seen[top : top + height, left : left + width] = 255
     if orientation == 1:
@@ -41,7 +39,7 @@ def hole_of(kind: Kind, shape: tuple[int, int], reader: str) -> np.ndarray:
 
 
 def around_blocks(hole: np.ndarray, data: bytes) -> np.ndarray:
-    """The minimum coded units of a JPEG that a hole touches, and two pixels around."""
+    """The minimum coded units of a JPEG that a hole touches, and two pixels around them."""
     at = 2
     while data[at + 1] not in (0xC0, 0xC1, 0xC2):
         at += 1 if data[at + 1] == 0xFF else 2 + struct.unpack(">H", data[at + 2 : at + 4])[0]
@@ -59,7 +57,7 @@ def around_blocks(hole: np.ndarray, data: bytes) -> np.ndarray:
     return touched
 
 
-# --- readers that are not ours -----------------------------------------------------------------------
+# --- readers of other libraries ----------------------------------------------------------------------
 
 
 def with_cv2(data: bytes) -> np.ndarray | None:
@@ -91,7 +89,7 @@ def with_codec(name: str) -> Callable[[bytes], np.ndarray | None]:
     def read(data: bytes) -> np.ndarray | None:
         try:
             return getattr(imagecodecs, f"{name}_decode")(data)
-        except Exception:  # each codec has an error of its own
+        except Exception:  # each codec has its own error
             return None
 
     return read
@@ -104,42 +102,33 @@ def with_pillow_heif(data: bytes) -> np.ndarray:
 
 
 def opencv_knows(data: bytes) -> bool:
-    """Whether OpenCV reads a TIFF of this layout; of others it returns memory that it has not cleared."""
+    """Whether OpenCV reads a TIFF of this layout; for others it returns uninitialised memory."""
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         page = file.pages[0]
         return page.compression in (1, 2, 3, 4, 5, 7, 8, 32773, 32946) and page.planarconfig == 1
 
 
-CODECS = {
-    "png": "png",
-    "webp": "webp",
-    "gif": "gif",
-    "bmp": "bmp",
-    "jp2": "jpeg2k",
-    "j2k": "jpeg2k",
-    "avif": "avif",
-}
+CODECS = {"jp2": "jpeg2k", "j2k": "jpeg2k"} | {name: name for name in ("png", "webp", "gif", "bmp", "avif")}
 
 
-def readings(kind: Kind, data: bytes) -> Iterator[tuple[str, np.ndarray | None]]:
-    """The picture as stored, by each library that may read it."""
+@functools.cache
+def readings(kind: Kind, data: bytes) -> list[tuple[str, np.ndarray | None]]:
+    """The image as stored, read by each library that may read it."""
     suffix = kind.name.rsplit(".", 1)[1].lower()
     if suffix in ("heic", "heif"):
-        yield "pillow-heif", with_pillow_heif(data)  # which has written it: no other reads it here
-        return
+        return [("pillow-heif", with_pillow_heif(data))]  # the writer: no other library reads it
     is_tiff = kind.data[:2] in (b"II", b"MM")
-    if not is_tiff or opencv_knows(kind.data):
-        yield "OpenCV", with_cv2(data)
-    yield "Pillow", with_pillow(data)
-    yield "Pillow in colours", with_pillow(data, colors=True)
+    read = [("OpenCV", with_cv2(data))] if not is_tiff or opencv_knows(kind.data) else []
+    read += [("Pillow", with_pillow(data)), ("Pillow in colours", with_pillow(data, colors=True))]
     if is_tiff:
-        yield "tifffile", with_tifffile(data)
+        read.append(("tifffile", with_tifffile(data)))
     if suffix in CODECS:
-        yield CODECS[suffix], with_codec(CODECS[suffix])(data)
+        read.append((CODECS[suffix], with_codec(CODECS[suffix])(data)))
+    return read
 
 
 def as_bits(pixels: np.ndarray) -> np.ndarray:
-    """A number (H, W) for each pixel that differs where any bit of it does."""
+    """One value per pixel (H, W), which differs if any of its bits does."""
     flat = np.ascontiguousarray(pixels).reshape(*pixels.shape[:2], -1)
     return np.ascontiguousarray(flat).view(f"V{flat.shape[2] * flat.itemsize}")[:, :, 0]
 
@@ -147,7 +136,18 @@ def as_bits(pixels: np.ndarray) -> np.ndarray:
 # --- properties --------------------------------------------------------------------------------------
 
 
-STRUCTURE = {256, 257, 258, 259, 262, 273, 277, 278, 279, 284}  # tags of TIFF that say how pixels are stored
+STRUCTURE = {
+    256,
+    257,
+    258,
+    259,
+    262,
+    273,
+    277,
+    278,
+    279,
+    284,
+}  # TIFF tags that describe the storage of pixels
 
 
 def opened(data: bytes) -> Image.Image:
@@ -157,7 +157,7 @@ def opened(data: bytes) -> Image.Image:
 
 
 def depth(kind: Kind, data: bytes) -> Any:
-    """Type and bits of a sample."""
+    """The type and bits of a sample."""
     if data[:2] in (b"II", b"MM"):
         with tifffile.TiffFile(io.BytesIO(data)) as file:
             return str(file.pages[0].dtype), file.pages[0].bitspersample
@@ -176,7 +176,7 @@ def depth(kind: Kind, data: bytes) -> Any:
 
 
 def opacity(kind: Kind, data: bytes) -> Any:
-    """The alpha of what is not in the hole, and whether colours are multiplied by it."""
+    """The alpha outside the hole, and whether colours are multiplied by it."""
     if data[:2] in (b"II", b"MM"):
         with tifffile.TiffFile(io.BytesIO(data)) as file:
             page = file.pages[0]
@@ -274,7 +274,7 @@ def text(kind: Kind, data: bytes) -> Any:
 
 
 def preview(kind: Kind, data: bytes) -> Any:
-    """The bytes of the smaller picture within."""
+    """The bytes of the smaller image within."""
     if data[:2] in (b"II", b"MM"):
         with tifffile.TiffFile(io.BytesIO(data)) as file:
             return file.pages[1].asarray().tobytes() if len(file.pages) > 1 else None
@@ -282,7 +282,7 @@ def preview(kind: Kind, data: bytes) -> Any:
     return None if start < 0 else data[start : data.index(b"\xff\xd9", start)].rstrip(b"\0") or None
 
 
-def pictures(kind: Kind, data: bytes) -> Any:
+def count_images(kind: Kind, data: bytes) -> Any:
     if kind.name.endswith(".heif"):
         import pillow_heif
 
@@ -304,23 +304,23 @@ def private(kind: Kind, data: bytes) -> Any:
 READ: dict[str, Callable[[Kind, bytes], Any]] = {
     "bit depth": depth, "alpha": opacity, "palette": palette_of, "CMYK": inks, "colour profile": profile, "EXIF": exif_tags,
     "orientation": orientation, "XMP": xmp, "IPTC": iptc, "resolution": resolution, "comment, text": text,
-    "preview": preview, "further pictures": pictures, "private data": private,
+    "preview": preview, "further images": count_images, "private data": private,
 }  # fmt: skip
 PIXELS = "known pixels"
-# Of each format, the file (a name of kinds.py) that shows what happens to each property.
+# For each format, the file of kinds.py that has a property.
 FILES: dict[str, dict[str, str]] = {
     "PNG": {
         PIXELS: "png-rgb8.png", "bit depth": "png-rgb16.png", "alpha": "png-rgba16.png", "palette": "png-palette8-trns.png",
         "colour profile": "png-rgb16-gama-iccp-exif1.png", "EXIF": "png-rgb16-gama-iccp-exif1.png",
         "orientation": "png-rgb16-gama-iccp-exif6.png", "XMP": "png-text-xmp.png", "resolution": "png-phys.png",
         "comment, text": "png-text-xmp.png", "preview": "png-exif-thumbnail.png",
-        "further pictures": "png-apng-two-frames.png", "private data": "png-private-chunks.png",
+        "further images": "png-apng-two-frames.png", "private data": "png-private-chunks.png",
     },
     "JPEG": {
         PIXELS: "jpeg-baseline-420-37x27.jpg", "bit depth": "jpeg-12bit.jpg", "CMYK": "jpeg-cmyk.jpg", "colour profile": "jpeg-icc-in-pieces.jpg",
         "EXIF": "jpeg-orientation1.jpg", "orientation": "jpeg-orientation6.jpg", "XMP": "jpeg-xmp.jpg",
         "IPTC": "jpeg-iptc.jpg", "resolution": "jpeg-huge-dpi.jpg", "comment, text": "jpeg-comments.jpg",
-        "preview": "jpeg-exif-thumbnail.jpg", "further pictures": "jpeg-mpo.jpg", "private data": "jpeg-unknown-segments.jpg",
+        "preview": "jpeg-exif-thumbnail.jpg", "further images": "jpeg-mpo.jpg", "private data": "jpeg-unknown-segments.jpg",
     },
     "TIFF": {
         PIXELS: "tiff-rgb-uint8.tif", "bit depth": "tiff-rgb-float32.tif", "alpha": "tiff-rgba-uint16-assocalpha.tif",
@@ -328,23 +328,23 @@ FILES: dict[str, dict[str, str]] = {
         "orientation": "tiff-rgb-uint16-orientation6.tif", "XMP": "tiff-rgb16-xmp-iptc-photoshop.tif",
         "IPTC": "tiff-rgb16-xmp-iptc-photoshop.tif", "resolution": "tiff-rgb16-resolution-software.tif",
         "comment, text": "tiff-rgb16-resolution-software.tif", "preview": "tiff-rgb-thumbnail-page.tif",
-        "further pictures": "tiff-rgb-two-pages.tif", "private data": "tiff-rgb16-geotiff.tif",
+        "further images": "tiff-rgb-two-pages.tif", "private data": "tiff-rgb16-geotiff.tif",
     },
     "WebP": {
         PIXELS: "webp-lossy.webp", "alpha": "webp-lossless-alpha.webp", "colour profile": "webp-lossless-described.webp",
         "EXIF": "webp-lossless-described.webp", "orientation": "webp-orientation6.webp",
         "XMP": "webp-lossless-described.webp", "preview": "webp-exif-thumbnail.webp",
-        "further pictures": "webp-animated.webp", "private data": "webp-bare-exif-private-chunk.webp",
+        "further images": "webp-animated.webp", "private data": "webp-bare-exif-private-chunk.webp",
     },
     "HEIC": {
         PIXELS: "heic-rgb.heic", "bit depth": "heic-10bit.heic", "alpha": "heic-rgba.heic", "colour profile": "heic-icc.heic",
         "EXIF": "heic-described.heic", "orientation": "heic-orientation6.heic", "XMP": "heic-described.heic",
-        "preview": "heic-exif-thumbnail.heic", "further pictures": "heic-two-pictures.heif",
+        "preview": "heic-exif-thumbnail.heic", "further images": "heic-two-pictures.heif",
     },
     "AVIF": {
         PIXELS: "avif.avif", "bit depth": "avif-10bit.avif", "alpha": "avif-alpha.avif", "colour profile": "avif-described.avif",
         "EXIF": "avif-described.avif", "orientation": "avif-orientation6.avif", "XMP": "avif-described.avif",
-        "preview": "avif-exif-thumbnail.avif", "further pictures": "avif-animated.avif",
+        "preview": "avif-exif-thumbnail.avif", "further images": "avif-animated.avif",
     },
     "JPEG 2000": {
         PIXELS: "jpeg2000-lossy.jp2", "bit depth": "jpeg2000-rgb16.jp2", "alpha": "jpeg2000-rgba.jp2",
@@ -353,7 +353,7 @@ FILES: dict[str, dict[str, str]] = {
     },
     "GIF": {
         PIXELS: "gif-grey.gif", "alpha": "gif-transparent.gif", "palette": "gif-256-colors.gif", "XMP": "gif-xmp.gif",
-        "resolution": "gif-aspect.gif", "comment, text": "gif-comment.gif", "further pictures": "gif-animated.gif",
+        "resolution": "gif-aspect.gif", "comment, text": "gif-comment.gif", "further images": "gif-animated.gif",
     },
     "BMP": {
         PIXELS: "bmp-24bit.bmp", "bit depth": "bmp-16bit-565.bmp", "alpha": "bmp-32bit-v4-alpha.bmp", "palette": "bmp-8bit.bmp",
@@ -369,21 +369,21 @@ FILES: dict[str, dict[str, str]] = {
         PIXELS: "sgi-3-channels.rgb", "bit depth": "sgi-16bit.sgi", "alpha": "sgi-4-channels.rgba", "comment, text": "sgi-named.sgi",
     },
 }  # fmt: skip
-WORDS = {  # that a note needs where a property is not kept
+WORDS = {  # in the note if a property is not kept
     PIXELS: "changes a little", "bit depth": "bit", "alpha": "alpha", "palette": "palette", "CMYK": "CMYK", "colour profile": "profile",
     "EXIF": "EXIF", "orientation": "orientation", "XMP": "XMP", "IPTC": "IPTC", "resolution": "resolution|aspect",
-    "comment, text": "comment|text|name|extension", "preview": "thumbnail|preview", "further pictures": "picture",
+    "comment, text": "comment|text|name|extension", "preview": "thumbnail|preview", "further images": "image",
     "private data": "APP|chunk|tag|box|XML|data|ID|segment",
 }  # fmt: skip
 
 
 def observe() -> list[tuple[str, dict[str, str]]]:
-    """For each format and property what filling does, in one word; – where there is no such thing.
+    """The effect of filling on each property of each format, in one word; – if a format lacks it.
 
-    kept. anew: made again from the filled picture. said: gone or changed, and a note says so. refused.
-    Two are faults: lost: gone or changed without a note; left: a preview that shows what was removed.
+    kept; renewed: made again from the filled image; noted: gone or changed, and a note says so; refused.
+    Two are faults: lost: gone or changed without a note; left: a preview that shows removed content.
     """
-    kinds = {kind.name: kind for kind in every_kind()}
+    kinds = all_kinds()
     rows = [(form, row_of(kinds, form, files, False)) for form, files in FILES.items()]
     for form in ("JPEG", "HEIC", "AVIF"):
         rows.append((f"{form}, `--lossless`", row_of(kinds, form, FILES[form], True)))
@@ -396,48 +396,49 @@ def row_of(kinds: dict[str, Kind], form: str, files: dict[str, str], lossless: b
     }
 
 
-def fill(kind: Kind, folder: Path, lossless: bool) -> tuple[Kind, str]:
+@functools.cache
+def filled(kind: Kind, lossless: bool) -> tuple[Kind, str]:
     """A file with the mean colour in its hole, written by the project's code, and the notes.
 
     Raises:
         UserError: if it is refused.
     """
-    source, target = folder / kind.name, folder / "out" / (kind.name + ".png" * lossless)
-    source.write_bytes(kind.data)
-    picture = ImageFile(source)
-    missing = np.zeros(picture.shape, bool)
-    missing[BOX[1] : BOX[1] + BOX[3], BOX[0] : BOX[0] + BOX[2]] = True
-    colors = picture.colors()
-    mean = colors.mean(axis=(0, 1)).astype(colors.dtype)
-    picture.put(np.s_[:, :], np.broadcast_to(mean, colors.shape), missing)
-    picture.save(target, missing, lossless)
-    notes = "; ".join([*picture.how(lossless), *picture.notes])
-    return Kind(target.name, target.read_bytes(), kind.outcome, kind.orientation), notes
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder, kind.name), Path(folder, "out", kind.name + ".png" * lossless)
+        source.write_bytes(kind.data)
+        file = ImageFile(source)
+        missing = np.zeros(file.shape, bool)
+        missing[BOX[1] : BOX[1] + BOX[3], BOX[0] : BOX[0] + BOX[2]] = True
+        colors = file.colors()
+        mean = colors.mean(axis=(0, 1)).astype(colors.dtype)
+        file.put(np.s_[:, :], np.broadcast_to(mean, colors.shape), missing)
+        file.save(target, missing, lossless)
+        notes = "; ".join([*file.encoding_notes(lossless), *file.notes])
+        return Kind(target.name, target.read_bytes(), kind.outcome, kind.orientation), notes
 
 
 def cell(kind: Kind, name: str, lossless: bool) -> str:
-    """What filling a file does to one property of it."""
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            result, notes = fill(kind, Path(folder), lossless)
-        except UserError:
-            return "refused"
-    said = "said" if re.search(WORDS[name], notes) else "lost"
+    """The effect of filling a file on one property of it."""
+    try:
+        result, notes = filled(kind, lossless)
+    except UserError:
+        return "refused"
+    noted = "noted" if re.search(WORDS[name], notes) else "lost"
     data = result.data
     if name == PIXELS:
         same = same_as_decoded(kind, result) if lossless else same_outside(kind, data)
-        return "kept" if same else said
+        return "kept" if same else noted
     before, after = READ[name](kind, kind.data), READ[name](result, data)
     assert before is not None, f"{kind.name} has no {name}"
     if before == after or (lossless and name == "bit depth" and after >= before):
         return "kept"
     if name == "preview" and before[-80:-16] in data:
-        return "left"  # and shows what was removed
-    return "anew" if name == "preview" and after else said
+        return "left"  # it shows removed content
+    return "renewed" if name == "preview" and after else noted
 
 
 def same_outside(kind: Kind, data: bytes) -> bool:
-    """Whether all other libraries read the known pixels as before; of a JPEG, those of blocks without hole."""
+    """Whether all other libraries read the same known pixels; in a JPEG, those of blocks without a hole."""
     compared = 0
     for (name, before), (_, after) in zip(readings(kind, kind.data), readings(kind, data), strict=True):
         if before is None:
@@ -453,14 +454,14 @@ def same_outside(kind: Kind, data: bytes) -> bool:
 
 
 def same_as_decoded(kind: Kind, result: Kind) -> bool:
-    """Whether a PNG has the known pixels of the file it was made of."""
+    """Whether a PNG has the known pixels of the file that it was made from."""
     with opened_or_none(kind, kind.data) as first, opened(result.data) as second:
         before, after = np.asarray(first.convert("RGB")), np.asarray(second.convert("RGB"))
     return bool(((before == after).all(axis=2) | hole_of(kind, before.shape[:2], "")).all())
 
 
 def render(rows: list[tuple[str, dict[str, str]]]) -> str:
-    """The rows as a table in Markdown."""
+    """The rows as a Markdown table."""
     names = [PIXELS, *READ]
     lines = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     lines += [f"| {form} | " + " | ".join(row[name] for name in names) + " |" for form, row in rows]

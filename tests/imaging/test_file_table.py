@@ -1,6 +1,6 @@
-"""docs/FILES.md says of every format and property what the code does.
+"""docs/FILES.md states the effect of filling on every property of every format.
 
-To write the table anew: `python tests/imaging/test_file_table.py --write`.
+To write the table again: `python tests/imaging/test_file_table.py --write`.
 """
 
 import re
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[2]
-sys.path.insert(0, str(REPOSITORY))  # where it is run as a script
+sys.path.insert(0, str(REPOSITORY))  # if this runs as a script
 
 from properties import observe, render  # noqa: E402
 
@@ -24,15 +24,15 @@ def rows() -> list[tuple[str, dict[str, str]]]:
     return observe()
 
 
-def test_no_property_is_lost_without_a_word(rows: list[tuple[str, dict[str, str]]]) -> None:
-    good = {"kept", "anew", "said", "refused", "–"}
+def test_no_property_is_lost_without_a_note(rows: list[tuple[str, dict[str, str]]]) -> None:
+    good = {"kept", "renewed", "noted", "refused", "–"}
     assert [(form, name, cell) for form, row in rows for name, cell in row.items() if cell not in good] == []
 
 
 def test_the_page_has_the_table_that_the_code_makes(rows: list[tuple[str, dict[str, str]]]) -> None:
     found = TABLE.search(PAGE.read_text(encoding="utf-8"))
     assert found is not None
-    assert found[0] == render(rows), f"write it anew: python {Path(__file__).name} --write"
+    assert found[0] == render(rows), f"write it again: python {Path(__file__).name} --write"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Every kind of picture file comes back with its known pixels, its mode and what it carries; bad files are refused."""
+"""Files of every format keep their known pixels, mode and metadata; bad files are refused."""
 
 import io
 import itertools
@@ -65,12 +65,12 @@ def reopen(path: Path) -> Image.Image:
     return image
 
 
-def fill_at_random(picture: ImageFile) -> np.ndarray:
+def fill_at_random(image_file: ImageFile) -> np.ndarray:
     generator = np.random.default_rng(1)
-    shape, kind = picture.colors().shape, picture.colors().dtype
+    shape, kind = image_file.colors().shape, image_file.colors().dtype
     hole = generator.random(shape[:2]) < 0.3
     filled = generator.random(shape) * (np.iinfo(kind).max if kind.kind == "u" else 1)
-    picture.put(WHOLE, filled.astype(kind), hole)
+    image_file.put(WHOLE, filled.astype(kind), hole)
     return hole
 
 
@@ -93,9 +93,9 @@ def test_known_pixels_mode_profile_and_exif_survive(form: str, mode: str, tmp_pa
     make(mode).save(path, form, icc_profile=PROFILE, exif=exif if form == "TIFF" else exif.tobytes())
     if (form, mode) == ("TIFF", "YCbCr") and not pillow_reads(path):
         pytest.skip("this Pillow does not read the YCbCr TIFF that it writes (12.3 takes it for RGBX)")
-    picture = ImageFile(path)
-    hole = fill_at_random(picture)
-    picture.save(target, hole)
+    image_file = ImageFile(path)
+    hole = fill_at_random(image_file)
+    image_file.save(target, hole)
     before, after = reopen(path), reopen(target)
     assert before.mode == after.mode and before.format == after.format and before.size == after.size
     # Pillow turns a TIFF upright as it loads it
@@ -111,23 +111,21 @@ def test_known_pixels_mode_profile_and_exif_survive(form: str, mode: str, tmp_pa
     if form in ("PNG", "TIFF", "WEBP", "JPEG"):
         assert tags[1][274] == 6 and tags[1].get_ifd(34665)[33434] == pytest.approx(0.01)
         assert "icc_profile" in after.info
-    assert np.array_equal(ImageFile(target).colors().shape, picture.colors().shape)
+    assert np.array_equal(ImageFile(target).colors().shape, image_file.colors().shape)
 
 
 @pytest.mark.parametrize("form", ["PNG", "TIFF", "JPEG"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_the_hole_is_where_it_is_seen_in_every_orientation(
-    form: str, orientation: int, tmp_path: Path
-) -> None:
+def test_the_hole_is_upright_in_every_orientation(form: str, orientation: int, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[274] = orientation
     path = tmp_path / f"in.{form}"
     Image.fromarray(np.full((40, 64, 3), 200, np.uint8)).save(path, form, exif=exif)
-    picture = ImageFile(path)
-    hole = np.zeros(picture.colors().shape[:2], bool)
-    hole[:8, :16] = True  # the upper left corner as it is seen
-    picture.put(WHOLE, np.zeros_like(picture.colors()), hole)
-    picture.save(path, hole)
+    image_file = ImageFile(path)
+    hole = np.zeros(image_file.colors().shape[:2], bool)
+    hole[:8, :16] = True  # the upper left corner, upright
+    image_file.put(WHOLE, np.zeros_like(image_file.colors()), hole)
+    image_file.save(path, hole)
     seen = ImageFile(path)
     assert (seen.colors().max(axis=2) < 100).nonzero()[0].max() == 7
     assert np.array_equal(seen.colors().max(axis=2) < 100, hole)
@@ -152,10 +150,10 @@ def test_sixteen_bits_of_colour_survive(form: str, channels: int, tmp_path: Path
         chunks.insert(1, (b"gAMA", struct.pack(">I", 45455)))
         chunks.insert(-1, (b"tEXt", b"Title\0deep"))
         path.write_bytes(write_chunks(chunks))
-    picture = ImageFile(path)
-    assert picture.colors().dtype == np.uint16
-    hole = fill_at_random(picture)
-    picture.save(tmp_path / f"out.{form}", hole)
+    image_file = ImageFile(path)
+    assert image_file.colors().dtype == np.uint16
+    hole = fill_at_random(image_file)
+    image_file.save(tmp_path / f"out.{form}", hole)
     after = cv2.imread(str(tmp_path / f"out.{form}"), cv2.IMREAD_UNCHANGED)  # another library
     assert after is not None and after.dtype == np.uint16
     assert np.array_equal(after[~hole], samples[~hole]) and not np.array_equal(after[hole], samples[hole])
@@ -166,13 +164,13 @@ def test_sixteen_bits_of_colour_survive(form: str, channels: int, tmp_path: Path
         assert kinds.index(b"gAMA") < kinds.index(b"IDAT") < kinds.index(b"tEXt")
 
 
-def test_png_keeps_what_it_says_about_itself(tmp_path: Path) -> None:
+def test_png_keeps_its_metadata(tmp_path: Path) -> None:
     text = PngImagePlugin.PngInfo()
     text.add_text("Author", "somebody")
     make("RGB").save(tmp_path / "in.png", pnginfo=text, dpi=(300, 300), icc_profile=PROFILE)
-    picture = ImageFile(tmp_path / "in.png")
-    hole = fill_at_random(picture)
-    picture.save(tmp_path / "out.png", hole)
+    image_file = ImageFile(tmp_path / "in.png")
+    hole = fill_at_random(image_file)
+    image_file.save(tmp_path / "out.png", hole)
     after = reopen(tmp_path / "out.png")
     assert after.info["Author"] == "somebody" and after.info["dpi"] == pytest.approx((300, 300), abs=0.01)
     assert after.info["icc_profile"] == PROFILE
@@ -181,13 +179,13 @@ def test_png_keeps_what_it_says_about_itself(tmp_path: Path) -> None:
 def test_a_palette_is_kept_and_the_hole_gets_its_nearest_opaque_colours(tmp_path: Path) -> None:
     image = make("P")
     image.save(tmp_path / "in.png", transparency=3)
-    picture = ImageFile(tmp_path / "in.png")
+    image_file = ImageFile(tmp_path / "in.png")
     palette = reopen(tmp_path / "in.png").getpalette()
     target = np.array(palette[15:18], np.uint8)
-    hole = np.zeros(picture.colors().shape[:2], bool)
+    hole = np.zeros(image_file.colors().shape[:2], bool)
     hole[2:5, 3:9] = True
-    picture.put(WHOLE, np.broadcast_to(target, picture.colors().shape), hole)
-    picture.save(tmp_path / "out.png", hole)
+    image_file.put(WHOLE, np.broadcast_to(target, image_file.colors().shape), hole)
+    image_file.save(tmp_path / "out.png", hole)
     after = reopen(tmp_path / "out.png")
     assert after.mode == "P" and after.getpalette() == palette and after.info["transparency"] == 3
     assert (np.asarray(after)[hole] == 5).all()
@@ -199,24 +197,24 @@ def test_alpha_stays_unless_the_hole_is_to_be_opaque(tmp_path: Path) -> None:
     make("RGBA").save(tmp_path / "in.png")
     alpha = np.asarray(reopen(tmp_path / "in.png"))[:, :, 3]
     for opaque in (False, True):
-        picture = ImageFile(tmp_path / "in.png")
+        image_file = ImageFile(tmp_path / "in.png")
         hole = np.zeros(alpha.shape, bool)
         hole[3:6] = True
-        picture.put(WHOLE, np.zeros_like(picture.colors()), hole, opaque=opaque)
-        picture.save(tmp_path / "out.png", hole)
+        image_file.put(WHOLE, np.zeros_like(image_file.colors()), hole, opaque=opaque)
+        image_file.save(tmp_path / "out.png", hole)
         after = np.asarray(reopen(tmp_path / "out.png"))[:, :, 3]
         assert np.array_equal(after, np.where(hole & opaque, 255, alpha))
 
 
 def test_a_jpeg_becomes_a_png_on_request(tmp_path: Path) -> None:
     make("RGB").save(tmp_path / "in.jpg", icc_profile=PROFILE)
-    picture = ImageFile(tmp_path / "in.jpg")
-    decoded, hole = picture.colors().copy(), fill_at_random(picture)
-    picture.save(tmp_path / "out.png", hole, lossless=True)
+    image_file = ImageFile(tmp_path / "in.jpg")
+    decoded, hole = image_file.colors().copy(), fill_at_random(image_file)
+    image_file.save(tmp_path / "out.png", hole, lossless=True)
     after = reopen(tmp_path / "out.png")
     assert after.format == "PNG" and after.info["icc_profile"] == PROFILE
     assert np.array_equal(np.asarray(after)[~hole], decoded[~hole])
-    picture.save(tmp_path / "out.jpg", hole)
+    image_file.save(tmp_path / "out.jpg", hole)
     assert reopen(tmp_path / "out.jpg").layer == reopen(tmp_path / "in.jpg").layer  # type: ignore[attr-defined]
 
 
@@ -224,9 +222,9 @@ def test_a_jpeg_becomes_a_png_on_request(tmp_path: Path) -> None:
 def test_extreme_sizes(size: tuple[int, int], tmp_path: Path) -> None:
     for form, mode in itertools.product(("PNG", "TIFF", "BMP", "WEBP"), ("L", "RGB")):
         make(mode, *size).save(tmp_path / "in", form)
-        picture = ImageFile(tmp_path / "in")
-        before, hole = picture.colors().copy(), fill_at_random(picture)
-        picture.save(tmp_path / "out", hole)
+        image_file = ImageFile(tmp_path / "in")
+        before, hole = image_file.colors().copy(), fill_at_random(image_file)
+        image_file.save(tmp_path / "out", hole)
         assert np.array_equal(ImageFile(tmp_path / "out").colors()[~hole], before[~hole])
 
 
@@ -242,12 +240,12 @@ def test_malformed_files_are_refused_in_one_line(name: str, tmp_path: Path) -> N
     assert "\n" not in str(error.value) and "bad.png" in str(error.value)
 
 
-def test_a_disk_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     make("RGB").save(tmp_path / "in.png")
-    picture = ImageFile(tmp_path / "in.png")
+    image_file = ImageFile(tmp_path / "in.png")
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
-        picture.save(tmp_path / "file" / "out.png", np.ones(picture.shape, bool))
+        image_file.save(tmp_path / "file" / "out.png", np.ones(image_file.shape, bool))
 
 
 @pytest.mark.skipif(not hasattr(cv2, "imreadWithMetadata"), reason="OpenCV before 4.12 reads no metadata")
@@ -257,9 +255,9 @@ def test_opencv_finds_profile_exif_and_alpha(form: str, tmp_path: Path) -> None:
     exif[271], exif[274] = "Maker", 8
     path, target = tmp_path / f"in.{form.lower()}", tmp_path / f"out.{form.lower()}"
     make("RGB" if form == "JPEG" else "RGBA").save(path, form, icc_profile=PROFILE, exif=exif, lossless=True)
-    picture = ImageFile(path)
-    hole = fill_at_random(picture)
-    picture.save(target, hole)
+    image_file = ImageFile(path)
+    hole = fill_at_random(image_file)
+    image_file.save(target, hole)
     flags = cv2.IMREAD_UNCHANGED
     before, after = (cv2.imreadWithMetadata(str(each), flags=flags) for each in (path, target))
     assert list(before[1]) == list(after[1]) == [cv2.IMAGE_METADATA_EXIF, cv2.IMAGE_METADATA_ICCP]
@@ -277,9 +275,9 @@ def test_tifffile_finds_profile_exif_and_alpha(tmp_path: Path) -> None:
     exif.get_ifd(34665)[33434] = 0.01
     exif[34665] = 0
     make("RGBA").save(tmp_path / "in.tif", icc_profile=PROFILE, exif=exif)
-    picture = ImageFile(tmp_path / "in.tif")
-    hole = fill_at_random(picture)
-    picture.save(tmp_path / "out.tif", hole)
+    image_file = ImageFile(tmp_path / "in.tif")
+    hole = fill_at_random(image_file)
+    image_file.save(tmp_path / "out.tif", hole)
     pages = [tifffile.TiffFile(tmp_path / name).pages[0] for name in ("in.tif", "out.tif")]
     tags: Any = [page.tags for page in pages]  # type: ignore[union-attr]
     assert tags[0][34675].value == tags[1][34675].value == PROFILE
@@ -290,50 +288,50 @@ def test_tifffile_finds_profile_exif_and_alpha(tmp_path: Path) -> None:
         page.parent.close()  # type: ignore[union-attr]
 
 
-# --- what else a file can hold -----------------------------------------------------------------------------
+# --- metadata ----------------------------------------------------------------------------------------------
 
 
 def insert_chunks(path: Path, place: int, *added: tuple[bytes, bytes]) -> None:
-    """Put chunks into a PNG file, at a place in the list of its chunks."""
+    """Insert chunks into a PNG file, at an index in the list of its chunks."""
     chunks, _ = read_chunks(path.read_bytes())
     path.write_bytes(write_chunks([*chunks[:place], *added, *chunks[place:]]))
 
 
 def refill(path: Path, target: Path) -> tuple[ImageFile, bytes]:
     """The opened file and the bytes of its copy with a filled hole."""
-    picture = ImageFile(path)
-    picture.save(target, fill_at_random(picture))
-    return picture, target.read_bytes()
+    image_file = ImageFile(path)
+    image_file.save(target, fill_at_random(image_file))
+    return image_file, target.read_bytes()
 
 
-def test_what_follows_the_end_of_a_png_is_dropped_and_said(tmp_path: Path) -> None:
+def test_data_after_the_end_of_a_png_is_dropped_with_a_note(tmp_path: Path) -> None:
     make("RGB").save(tmp_path / "in.png")
     with open(tmp_path / "in.png", "ab") as file:
         file.write(b"PK\3\4 another file")
-    picture, written = refill(tmp_path / "in.png", tmp_path / "out.png")
-    assert written.endswith(b"IEND\xaeB`\x82") and "17 bytes after the end" in " ".join(picture.notes)
+    image_file, written = refill(tmp_path / "in.png", tmp_path / "out.png")
+    assert written.endswith(b"IEND\xaeB`\x82") and "17 bytes after the end" in " ".join(image_file.notes)
     assert cv2.imread(str(tmp_path / "out.png")) is not None
 
 
 def test_an_animated_png_is_refused(tmp_path: Path) -> None:
     make("RGB").save(tmp_path / "in.png")
     insert_chunks(tmp_path / "in.png", -1, (b"fdAT", bytes(9)))
-    with pytest.raises(UserError, match="holds 2 pictures"):
+    with pytest.raises(UserError, match="holds 2 images"):
         ImageFile(tmp_path / "in.png")
 
 
 def test_private_chunks_stay_unless_they_depend_on_the_pixels(tmp_path: Path) -> None:
     make("RGB").save(tmp_path / "in.png")
     insert_chunks(tmp_path / "in.png", 1, (b"prVt", b"kept"), (b"iDOT", bytes(28)))
-    picture, written = refill(tmp_path / "in.png", tmp_path / "out.png")
+    image_file, written = refill(tmp_path / "in.png", tmp_path / "out.png")
     assert (b"prVt", b"kept") in read_chunks(written)[0] and b"iDOT" not in written
-    assert "chunk iDOT" in " ".join(picture.notes)
+    assert "chunk iDOT" in " ".join(image_file.notes)
 
 
 def test_interlacing_of_a_png_is_lost_with_a_note(tmp_path: Path) -> None:
     samples = (
         np.random.default_rng(0).integers(0, 256, (5, 1, 1)).astype(np.uint8)
-    )  # one column: one pass a row
+    )  # one column: one row per pass
     made = io.BytesIO()
     Image.fromarray(samples[:, :, 0]).save(made, "PNG")
     chunks, _ = read_chunks(made.getvalue())
@@ -342,9 +340,9 @@ def test_interlacing_of_a_png_is_lost_with_a_note(tmp_path: Path) -> None:
     (tmp_path / "in.png").write_bytes(
         write_chunks([(b"IHDR", header), (b"IDAT", zlib.compress(b"".join(rows))), (b"IEND", b"")])
     )
-    picture, written = refill(tmp_path / "in.png", tmp_path / "out.png")
+    image_file, written = refill(tmp_path / "in.png", tmp_path / "out.png")
     assert np.array_equal(np.asarray(Image.open(tmp_path / "in.png")), samples[:, :, 0])
-    assert written[28] == 0 and "interlacing" in " ".join(picture.notes)
+    assert written[28] == 0 and "interlacing" in " ".join(image_file.notes)
 
 
 @pytest.mark.parametrize("form", ["PNG", "compressed PNG", "WEBP"])
@@ -357,13 +355,15 @@ def test_previews_in_xmp_are_blanked(form: str, tmp_path: Path) -> None:
         make("RGB").save(path, "PNG")
         text = b"\1\0\0\0" + zlib.compress(xmp) if form == "compressed PNG" else b"\0\0\0\0" + xmp
         insert_chunks(path, 1, (b"iTXt", b"XML:com.adobe.xmp\0" + text))
-    picture, _ = refill(path, tmp_path / "out")
+    image_file, _ = refill(path, tmp_path / "out")
     after = reopen(tmp_path / "out").info["xmp"]
-    assert after == xmp.replace(b"/9j/secret", b" " * 10) and "previews in the XMP" in " ".join(picture.notes)
+    assert after == xmp.replace(b"/9j/secret", b" " * 10) and "previews in the XMP" in " ".join(
+        image_file.notes
+    )
 
 
 def thumbnailed(orientation: int) -> bytes:
-    """An EXIF block with an orientation and a thumbnail, whose bytes are `removed`."""
+    """An EXIF block with an orientation and a thumbnail, whose bytes are `b"removed"`."""
     main = struct.pack("<HHHII", 1, 274, 3, 1, orientation) + struct.pack("<I", 26)
     second = struct.pack("<HHHIIHHII", 2, 513, 4, 1, 56, 514, 4, 1, 7) + bytes(4)
     return b"II*\0\x08\0\0\0" + main + second + b"removed"
@@ -372,19 +372,19 @@ def thumbnailed(orientation: int) -> bytes:
 @pytest.mark.parametrize("form", ["PNG", "WEBP", "TIFF in hexadecimal"])
 def test_the_thumbnail_goes_and_the_orientation_stays(form: str, tmp_path: Path) -> None:
     block, path = thumbnailed(6), tmp_path / "in"
-    if form == "TIFF in hexadecimal":  # as ImageMagick writes it into PNG files
+    if form == "TIFF in hexadecimal":  # ImageMagick's form in PNG files
         make("RGB").save(path, "PNG")
         text = f"\nexif\n{len(block):8d}\n{block.hex()}\n".encode()
         insert_chunks(path, 1, (b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(text)))
     else:
         make("RGB").save(path, form, exif=b"Exif\0\0" + block)
-    picture, written = refill(path, tmp_path / "out")
-    assert picture.shape == (14, 9) and ImageFile(tmp_path / "out").shape == (14, 9)
+    image_file, written = refill(path, tmp_path / "out")
+    assert image_file.shape == (14, 9) and ImageFile(tmp_path / "out").shape == (14, 9)
     assert b"removed" not in written and b"removed".hex().encode() not in written
-    assert "EXIF thumbnail" in " ".join(picture.notes)
+    assert "EXIF thumbnail" in " ".join(image_file.notes)
 
 
-def test_a_tiff_whose_xmp_alone_says_the_orientation_is_seen_upright(tmp_path: Path) -> None:
+def test_a_tiff_with_an_orientation_in_xmp_only_is_turned_upright(tmp_path: Path) -> None:
     xmp = b'<rdf:Description tiff:Orientation="6"/>'
     tifffile.imwrite(
         tmp_path / "in.tif", np.zeros((9, 14, 3), np.uint8), photometric="rgb", metadata=None,
@@ -398,21 +398,21 @@ def test_alpha_of_a_webp_stays_where_all_of_it_is_opaque(tmp_path: Path) -> None
     pixels[:, :, 3] = 255
     pixels[2:5, 3:6, 3] = 0
     Image.fromarray(pixels).save(tmp_path / "in.webp", lossless=True, exact=True)
-    picture = ImageFile(tmp_path / "in.webp")
-    hole = picture.alpha == 0
-    picture.put(WHOLE, picture.colors(), hole, opaque=True)
-    picture.save(tmp_path / "out.webp", hole)
+    image_file = ImageFile(tmp_path / "in.webp")
+    hole = image_file.alpha == 0
+    image_file.put(WHOLE, image_file.colors(), hole, opaque=True)
+    image_file.save(tmp_path / "out.webp", hole)
     after = cv2.imread(str(tmp_path / "out.webp"), cv2.IMREAD_UNCHANGED)
     assert after is not None and after.shape[2] == 4 and (after[:, :, 3] == 255).all()
 
 
-def test_a_pixel_that_is_filled_does_not_become_transparent_by_chance(tmp_path: Path) -> None:
+def test_a_filled_pixel_does_not_turn_out_transparent(tmp_path: Path) -> None:
     make("RGB").save(tmp_path / "in.png", transparency=(9, 0, 0))
-    picture = ImageFile(tmp_path / "in.png")
-    hole = np.zeros(picture.shape, bool)
+    image_file = ImageFile(tmp_path / "in.png")
+    hole = np.zeros(image_file.shape, bool)
     hole[2:4, 2:4] = True
-    picture.put(WHOLE, np.broadcast_to(np.array([9, 0, 0], np.uint8), (*picture.shape, 3)), hole)
-    picture.save(tmp_path / "out.png", hole)
+    image_file.put(WHOLE, np.broadcast_to(np.array([9, 0, 0], np.uint8), (*image_file.shape, 3)), hole)
+    image_file.save(tmp_path / "out.png", hole)
     assert ImageFile(tmp_path / "out.png").alpha[hole].all()
 
 
@@ -437,9 +437,9 @@ def test_portable_pixmaps_keep_their_depth(kind: str, highest: int, tmp_path: Pa
     else:
         body = samples.astype(">u2" if highest > 255 else np.uint8).tobytes()
     (tmp_path / "in.ppm").write_bytes(header + body)
-    picture = ImageFile(tmp_path / "in.ppm")
-    hole = fill_at_random(picture)
-    picture.save(tmp_path / "out.ppm", hole)
+    image_file = ImageFile(tmp_path / "in.ppm")
+    hole = fill_at_random(image_file)
+    image_file.save(tmp_path / "out.ppm", hole)
     written = (tmp_path / "out.ppm").read_bytes()
     assert written.startswith(header)
     if kind in ("P2", "P3"):
@@ -455,33 +455,33 @@ def test_portable_pixmaps_keep_their_depth(kind: str, highest: int, tmp_path: Pa
 def test_two_pixmaps_in_one_file_are_refused(highest: int, tmp_path: Path) -> None:
     one = f"P5\n4 3\n{highest}\n".encode() + bytes(12 * (1 + (highest > 255)))
     (tmp_path / "in.pgm").write_bytes(one + one)
-    with pytest.raises(UserError, match="holds several pictures"):
+    with pytest.raises(UserError, match="holds several images"):
         ImageFile(tmp_path / "in.pgm")
     (tmp_path / "in.pgm").write_bytes(one)
     assert ImageFile(tmp_path / "in.pgm").shape == (3, 4)
 
 
-def test_heic_keeps_what_it_says_and_is_written_anew(tmp_path: Path) -> None:
+def test_heic_keeps_its_metadata_and_is_re_encoded(tmp_path: Path) -> None:
     pillow_heif = pytest.importorskip("pillow_heif", reason="pillow-heif is not installed")
     exif = Image.Exif()
     exif[271], exif[274] = "Maker", 6
     image = Image.fromarray(photograph(48, 64))
     made = pillow_heif.from_pillow(image)
     made.save(tmp_path / "in.heic", quality=95, exif=exif.tobytes(), icc_profile=PROFILE)
-    picture = ImageFile(tmp_path / "in.heic")
-    assert picture.lossy and "written anew" in picture.how(False)[0]
-    before, hole = picture.colors().copy(), np.zeros(picture.shape, bool)
+    image_file = ImageFile(tmp_path / "in.heic")
+    assert not image_file.exact(False) and "re-encoded" in image_file.encoding_notes(False)[0]
+    before, hole = image_file.colors().copy(), np.zeros(image_file.shape, bool)
     hole[10:20, 10:20] = True
-    picture.put(WHOLE, np.full_like(before, 200), hole)
-    picture.save(tmp_path / "out.heic", hole)
+    image_file.put(WHOLE, np.full_like(before, 200), hole)
+    image_file.save(tmp_path / "out.heic", hole)
     after = ImageFile(tmp_path / "out.heic")
     assert after.shape == before.shape[:2] and after.icc == PROFILE
     assert np.abs(after.colors().astype(int) - before)[~hole].mean() < 4
     assert np.abs(after.colors()[12:18, 12:18].astype(int) - 200).mean() < 4
     assert pillow_heif.open_heif(tmp_path / "out.heic").info["exif"].find(b"Maker") > 0
-    picture = ImageFile(tmp_path / "in.heic")
-    hole = fill_at_random(picture)
-    picture.save(tmp_path / "out.png", hole, lossless=True)
+    image_file = ImageFile(tmp_path / "in.heic")
+    hole = fill_at_random(image_file)
+    image_file.save(tmp_path / "out.png", hole, lossless=True)
     assert np.array_equal(ImageFile(tmp_path / "out.png").colors()[~hole], before[~hole])
 
 

@@ -1,5 +1,6 @@
-"""JPEG files written with a hole filled: what stays, what is made anew, what is left out."""
+"""JPEG files with a filled hole: kept, renewed and dropped parts."""
 
+import functools
 import hashlib
 import io
 import itertools
@@ -14,14 +15,17 @@ from pathlib import Path
 
 import cv2
 import jpeglib
+import kinds
 import numpy as np
 import pytest
 from conftest import photograph
+from kinds import segment, with_segments
 from PIL import ExifTags, Image
 
 import imaging.formats.jpeg
 import imaging.formats.jpeg_codec
-from imaging.formats.jpeg import JpegFile, untouched
+from imaging.formats.jpeg import JpegFile
+from imaging.formats.jpeg_blocks import untouched_pixels
 from imaging.formats.jpeg_segments import SOS, fit, read_frame, read_segments, renew_previews, write_segments
 from imaging.formats.jpeg_splice import Scan, Unsuitable
 from imaging.metadata import Exif, orientation_of
@@ -35,47 +39,22 @@ FACTORS = {
     "4:4:0": (2, 1),
     "4:1:1": (1, 4),
 }  # down, across
-KIND = {
-    "4:4:4": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
-    "4:2:2": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_422,
-    "4:2:0": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420,
-    "4:4:0": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_440,
-    "4:1:1": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_411,
-}
+saved = functools.partial(kinds.saved, form="JPEG")
 
 
 def jpeg(
-    picture: np.ndarray,
-    sampling: str = "4:2:0",
-    quality: int = 90,
-    progressive: bool = False,
-    restart: int = 0,
+    image: np.ndarray, sampling: str = "4:2:0", quality: int = 90, progressive: bool = False, restart: int = 0
 ) -> bytes:
     settings = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_PROGRESSIVE, int(progressive)]
-    settings += [cv2.IMWRITE_JPEG_RST_INTERVAL, restart, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, KIND[sampling]]
-    done, data = cv2.imencode(".jpg", np.ascontiguousarray(picture[:, :, ::-1]), settings)
+    factors = getattr(cv2, f"IMWRITE_JPEG_SAMPLING_FACTOR_{sampling.replace(':', '')}")
+    settings += [cv2.IMWRITE_JPEG_RST_INTERVAL, restart, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, factors]
+    done, data = cv2.imencode(".jpg", np.ascontiguousarray(image[:, :, ::-1]), settings)
     assert done
     return data.tobytes()
 
 
-def saved(image: Image.Image, **settings: object) -> bytes:
-    target = io.BytesIO()
-    image.save(target, "JPEG", **settings)
-    return target.getvalue()
-
-
-def segment(marker: int, content: bytes) -> bytes:
-    return bytes([0xFF, marker]) + struct.pack(">H", len(content) + 2) + content
-
-
-def insert(data: bytes, *segments: bytes) -> bytes:
-    """The file with segments after its JFIF header, or after SOI if it has none."""
-    start = 4 + struct.unpack(">H", data[4:6])[0] if data[2:4] == b"\xff\xe0" else 2
-    return data[:start] + b"".join(segments) + data[start:]
-
-
 def walk(data: bytes) -> list[tuple[int, bytes]]:
-    """The APPn and COM segments before the first scan, walked without the code under test."""
+    """The APPn and COM segments before the first scan, read without the code under test."""
     found, at = [], 2
     while data[at + 1] != 0xDA:
         assert data[at] == 0xFF
@@ -93,7 +72,7 @@ def exif(
     after: bytes = b"",
     raw: tuple[int, int] | None = None,
 ) -> bytes:
-    """An EXIF segment's content: maker, orientation, and IFD1 with a thumbnail; `raw` is the size of an uncompressed one."""
+    """The content of an EXIF segment with a maker, an orientation and a thumbnail, uncompressed if `raw` is its size."""
     first = [struct.pack(order + "HHI", 271, 2, 8) + struct.pack(order + "I", 500)]
     if orientation is not None:
         first.append(struct.pack(order + "HHIHH", 274, 3, 1, orientation, 0))
@@ -134,7 +113,7 @@ def read_thumbnail(data: bytes) -> Image.Image:
 
 
 def coefficients(data: bytes, folder: Path) -> list[np.ndarray]:
-    """(rows, columns, 8, 8) of each component, by jpeglib's own reader."""
+    """The coefficients (rows, columns, 8, 8) of each component, by jpeglib's own reader."""
     path = folder / f"{zlib.crc32(data)}.jpg"
     path.write_bytes(data)
     read = jpeglib.read_dct(str(path))
@@ -159,7 +138,7 @@ def decode(data: bytes) -> np.ndarray:
 
 
 def expected_touched(hole: np.ndarray, down: int, across: int, shape: tuple[int, ...]) -> np.ndarray:
-    """Which blocks of a component a hole touches, pixel by pixel."""
+    """The blocks of a component that a hole touches, found pixel by pixel."""
     touched = np.zeros(shape[:2], bool)
     for y, x in np.argwhere(hole):
         touched[y // (8 * down), x // (8 * across)] = True
@@ -181,7 +160,7 @@ def test_only_the_touched_blocks_change(
     sampling: str, progressive: bool, quality: int, orientation: int, size: tuple[int, int], tmp_path: Path
 ) -> None:
     height, width = size
-    data = insert(
+    data = with_segments(
         jpeg(photograph(height, width, 1), sampling, quality, progressive), segment(0xE1, exif(orientation))
     )
     file = JpegFile(data)
@@ -209,7 +188,7 @@ def test_only_the_touched_blocks_change(
     assert np.abs(before[near].astype(int) - after[near]).mean() < tolerance * chroma
     inner = hole_of(height, width, (height // 3 + 2, height // 3 + 7, width // 2 + 4, width))
     assert np.abs(after[inner].astype(int) - FILL).mean() < tolerance
-    assert file.notes == [] and file.how.startswith("JPEG: only the")
+    assert file.notes == [] and file.encoding_note.startswith("JPEG: only the")
 
 
 def test_the_same_pixels_are_kept_for_another_decoder(tmp_path: Path) -> None:
@@ -227,9 +206,13 @@ def test_the_same_pixels_are_kept_for_another_decoder(tmp_path: Path) -> None:
 
 def test_kept_pixels_are_outside_the_blocks_and_one_sample_around_them() -> None:
     hole = hole_of(64, 80, (17, 18, 35, 36))
-    assert np.array_equal(untouched(hole, [(1, 1)]), ~hole_of(64, 80, (16, 24, 32, 40)))
-    assert np.array_equal(untouched(hole, [(2, 2), (1, 1), (1, 1)]), ~hole_of(64, 80, (14, 34, 30, 50)))
-    assert np.array_equal(untouched(hole, [(2, 1), (1, 1), (1, 1)]), ~hole_of(64, 80, (16, 24, 30, 50)))
+    assert np.array_equal(untouched_pixels(hole, [(1, 1)]), ~hole_of(64, 80, (16, 24, 32, 40)))
+    assert np.array_equal(
+        untouched_pixels(hole, [(1, 1), (2, 2), (2, 2)]), ~hole_of(64, 80, (14, 34, 30, 50))
+    )
+    assert np.array_equal(
+        untouched_pixels(hole, [(1, 1), (1, 2), (1, 2)]), ~hole_of(64, 80, (16, 24, 30, 50))
+    )
 
 
 def test_known_pixels_of_a_touched_block_are_only_quantised_once_more(tmp_path: Path) -> None:
@@ -245,25 +228,20 @@ def test_known_pixels_of_a_touched_block_are_only_quantised_once_more(tmp_path: 
 
 
 def test_known_samples_come_from_the_coefficients_and_not_from_the_decoded_colours() -> None:
-    noise = (
-        np.random.default_rng(3)
-        .integers(0, 255, (24, 24, 3))
-        .astype(np.uint8)
-        .repeat(2, axis=0)
-        .repeat(2, axis=1)
-    )
+    noise = np.random.default_rng(3).integers(0, 255, (24, 24, 3)).astype(np.uint8)
+    noise = noise.repeat(2, axis=0).repeat(2, axis=1)
     file = JpegFile(jpeg(noise, "4:2:0", 98))
     before = file.raster.samples.astype(int)
     out = fill(file, hole_of(48, 48, (16, 18, 16, 18)))
-    away = hole_of(48, 48, (22, 32, 22, 32))  # in the same blocks of chroma
+    away = hole_of(48, 48, (22, 32, 22, 32))  # shares blocks of chroma with the hole
     assert np.abs(decode(out)[away] - before[away]).mean() < 1.5
 
 
 def test_samples_that_a_hole_covers_in_part_change_too() -> None:
-    picture = np.full((64, 64, 3), 128, np.uint8)
+    image = np.full((64, 64, 3), 128, np.uint8)
     hole = hole_of(64, 64, (21, 42, 21, 42))  # odd: half of the samples of chroma at its edges
-    picture[hole] = [255, 0, 0]
-    out = decode(fill(JpegFile(jpeg(picture, "4:2:0", 97)), hole, np.array([128] * 3, np.uint8))).astype(int)
+    image[hole] = [255, 0, 0]
+    out = decode(fill(JpegFile(jpeg(image, "4:2:0", 97)), hole, np.array([128] * 3, np.uint8))).astype(int)
     red = out[:, :, 0] - out[:, :, 1]
     assert red[hole].max() < 60  # the known neighbours are reddish in the file
 
@@ -307,7 +285,7 @@ def test_ten_fills_change_only_their_own_blocks_and_equal_fills_one_by_one(
             touched = expected_touched(hole, *((2, 2) if component else (1, 1)), wanted.shape)
             wanted[touched] = single[component][touched]
         assert np.array_equal(wanted, new[component])
-    kept = untouched(np.logical_or.reduce(holes), [(2, 2), (1, 1), (1, 1)])
+    kept = untouched_pixels(np.logical_or.reduce(holes), [(1, 1), (2, 2), (2, 2)])
     assert np.array_equal(original[kept], decode(data)[kept])
 
 
@@ -354,7 +332,9 @@ def test_rgb_files_stay_rgb(progressive: bool, marked: bool, tmp_path: Path) -> 
 def test_adobe_transform_one_is_ycbcr(jfif: bool) -> None:
     data = saved(Image.fromarray(photograph(50, 70)), quality=95, subsampling=0)
     length = struct.unpack(">H", data[4:6])[0]
-    adobe = segment(0xEE, b"Adobe\0\x64\0\0\0\0" + (b"\0" if jfif else b"\1"))  # a JFIF header outweighs it
+    adobe = segment(
+        0xEE, b"Adobe\0\x64\0\0\0\0" + (b"\0" if jfif else b"\1")
+    )  # a JFIF header takes precedence
     data = data[:2] + (data[2 : 4 + length] if jfif else b"") + adobe + data[4 + length :]
     file = JpegFile(data)
     hole = hole_of(50, 70, (10, 20, 10, 33))
@@ -379,10 +359,10 @@ def test_restart_intervals_and_several_scans_are_read(tmp_path: Path) -> None:
         assert np.array_equal(old[~touched], new[~touched])
 
 
-def test_nothing_of_what_was_removed_stays_beyond_the_edge(tmp_path: Path) -> None:
-    """The samples that pad the last block repeat the picture's edge: of a filled edge, the new one."""
-    picture = np.full((20, 20, 3), 255, np.uint8)
-    file = JpegFile(jpeg(picture, "4:4:4", 95))
+def test_no_removed_content_stays_beyond_the_edge(tmp_path: Path) -> None:
+    """The samples that pad the last block repeat the image's new edge."""
+    image = np.full((20, 20, 3), 255, np.uint8)
+    file = JpegFile(jpeg(image, "4:4:4", 95))
     out = fill(file, hole_of(20, 20, (0, 20, 0, 20)), np.zeros(3, np.uint8))
     luma = coefficients(out, tmp_path)[0]
     assert (luma[:, :, 0, 0] == luma[0, 0, 0, 0]).all()
@@ -404,7 +384,7 @@ def described(progressive: bool = False, orientation: int = 6) -> bytes:
     """A file with segments of every kind."""
     data = jpeg(photograph(64, 96), progressive=progressive)
     main, extended = xmp()
-    return insert(
+    return with_segments(
         data,
         segment(0xE1, exif(orientation)),
         segment(0xE1, XMP + main),
@@ -443,36 +423,29 @@ def test_every_segment_comes_back_byte_for_byte_and_in_order(progressive: bool) 
     assert len(walk(data)) == 13
     assert walk(out) == walk(data)
     assert file.exact
-    assert file.notes == ["the thermal picture (FLIR) was kept, and may still show what was removed"]
+    assert file.notes == ["the thermal image (FLIR) was kept, and may still show removed content"]
 
 
 @pytest.mark.skipif(shutil.which("exiftool") is None, reason="needs exiftool")
 def test_exiftool_reads_the_same_tags(tmp_path: Path) -> None:
     thumbnail = saved(Image.fromarray(photograph(40, 60)), quality=95)
-    data = insert(described(), segment(0xE1, exif(6, thumbnail)))
-    tags = []
-    for name, content in (("old", data), ("new", fill(JpegFile(data), hole_of(64, 96, (10, 20, 10, 20))))):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "a.jpg").write_bytes(content)
-        read = subprocess.run(
-            ["exiftool", "-j", "-a", "-u", "-U", "-G1", "-b", "a.jpg"],
-            cwd=tmp_path / name,
-            capture_output=True,
-            check=True,
-        )
-        tags.append(json.loads(read.stdout)[0])
-    volatile = ("FileSize", "Date", "ThumbnailImage", "ThumbnailLength", "FileInodeChange", "FilePermissions")
+    data = with_segments(described(), segment(0xE1, exif(6, thumbnail)))
+    (tmp_path / "old.jpg").write_bytes(data)
+    (tmp_path / "new.jpg").write_bytes(fill(JpegFile(data), hole_of(64, 96, (10, 20, 10, 20))))
+    command = ["exiftool", "-j", "-a", "-u", "-U", "-G1", "-b", "old.jpg", "new.jpg"]
+    tags = json.loads(subprocess.run(command, cwd=tmp_path, capture_output=True, check=True).stdout)
+    volatile = ("SourceFile", "System:", "ThumbnailImage", "ThumbnailLength")
     old, new = ({k: v for k, v in t.items() if not any(word in k for word in volatile)} for t in tags)
     assert len(old) > 30
     assert old == new
 
 
 def red_corner() -> tuple[np.ndarray, np.ndarray]:
-    """A grey picture with a red square, and the square as a hole."""
-    picture = np.full((120, 160, 3), 128, np.uint8)
+    """A grey image with a red square, and the square as a hole."""
+    image = np.full((120, 160, 3), 128, np.uint8)
     hole = hole_of(120, 160, (40, 80, 40, 90))
-    picture[hole] = [255, 0, 0]
-    return picture, hole
+    image[hole] = [255, 0, 0]
+    return image, hole
 
 
 def redness(image: Image.Image) -> int:
@@ -482,40 +455,40 @@ def redness(image: Image.Image) -> int:
 
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("quality", [95, 60, 2])
-def test_the_exif_thumbnail_is_made_anew(order: str, quality: int) -> None:
-    picture, hole = red_corner()
-    small = Image.fromarray(picture).resize((80, 60))
+def test_the_exif_thumbnail_is_renewed(order: str, quality: int) -> None:
+    image, hole = red_corner()
+    small = Image.fromarray(image).resize((80, 60))
     old = saved(small, quality=quality)
-    data = insert(jpeg(picture), segment(0xE1, exif(3, old, order)))
+    data = with_segments(jpeg(image), segment(0xE1, exif(3, old, order)))
     file = JpegFile(data)
     assert redness(read_thumbnail(data)) > 150
     out = fill(file, hole, np.array([128, 128, 128], np.uint8))
     thumbnail = read_thumbnail(out)
     assert thumbnail.size == (80, 60)
-    assert thumbnail.fp.getvalue().endswith(b"\xff\xd9")  # of the right length
+    assert thumbnail.fp.getvalue().endswith(b"\xff\xd9")  # the length is right
     assert redness(thumbnail) < 25
     assert old not in out
     assert JpegFile(out).raster.orientation == 3
-    assert file.notes == [] and file.how.startswith("JPEG: only the")
+    assert file.notes == [] and file.encoding_note.startswith("JPEG: only the")
     (before,), (after,) = ([c for m, c in walk(x) if m == 0xE1] for x in (data, out))
     assert before[:500] == after[:500] or quality == 2 or before[:500][:40] == after[:40]
     assert len(after) == len(before) or quality == 2
 
 
 def test_a_thumbnail_without_room_moves_to_the_end_of_its_segment_or_is_dropped() -> None:
-    picture = np.random.default_rng(0).integers(0, 255, (120, 160, 3)).astype(np.uint8)
+    image = np.random.default_rng(0).integers(0, 255, (120, 160, 3)).astype(np.uint8)
     hole = hole_of(120, 160, (40, 80, 40, 90))
     tiny = saved(Image.new("RGB", (160, 120), (255, 0, 0)), quality=1, optimize=True)
-    data = insert(jpeg(picture), segment(0xE1, exif(1, tiny, after=b"behind")))
+    data = with_segments(jpeg(image), segment(0xE1, exif(1, tiny, after=b"behind")))
     file = JpegFile(data)
     out = fill(file, hole)
     assert read_thumbnail(out).size == (160, 120)
     assert tiny not in out
     (content,) = [c for m, c in walk(out) if m == 0xE1]
     assert content[6 + 512 + len(tiny) :].startswith(b"behind")
-    assert file.notes == [] and file.how.startswith("JPEG: only the")
+    assert file.notes == [] and file.encoding_note.startswith("JPEG: only the")
 
-    data = insert(jpeg(picture), segment(0xE1, exif(1, tiny, after=bytes(65533 - 6 - 512 - len(tiny)))))
+    data = with_segments(jpeg(image), segment(0xE1, exif(1, tiny, after=bytes(65533 - 6 - 512 - len(tiny)))))
     file = JpegFile(data)
     out = fill(file, hole)
     assert tiny not in out
@@ -525,19 +498,19 @@ def test_a_thumbnail_without_room_moves_to_the_end_of_its_segment_or_is_dropped(
 
 
 def test_an_uncompressed_thumbnail_is_left_out_with_a_note() -> None:
-    picture, hole = red_corner()
-    raw = np.asarray(Image.fromarray(picture).resize((40, 30))).tobytes()
-    file = JpegFile(insert(jpeg(picture), segment(0xE1, exif(1, raw, raw=(40, 30)))))
+    image, hole = red_corner()
+    raw = np.asarray(Image.fromarray(image).resize((40, 30))).tobytes()
+    file = JpegFile(with_segments(jpeg(image), segment(0xE1, exif(1, raw, raw=(40, 30)))))
     (content,) = [c for m, c in walk(fill(file, hole)) if m == 0xE1]
     assert not any(content[6 + 512 :])
     assert any("EXIF thumbnail" in note for note in file.notes)
 
 
 def test_a_thumbnail_with_bars_keeps_them() -> None:
-    picture = np.full((100, 200, 3), 200, np.uint8)
+    image = np.full((100, 200, 3), 200, np.uint8)
     bars = Image.new("RGB", (160, 120))
-    bars.paste(Image.fromarray(picture).resize((160, 80)), (0, 20))
-    data = insert(jpeg(picture), segment(0xE1, exif(1, saved(bars, quality=95))))
+    bars.paste(Image.fromarray(image).resize((160, 80)), (0, 20))
+    data = with_segments(jpeg(image), segment(0xE1, exif(1, saved(bars, quality=95))))
     new = np.asarray(
         read_thumbnail(fill(JpegFile(data), hole_of(100, 200, (10, 20, 10, 20)))).convert("L")
     ).astype(int)
@@ -546,13 +519,13 @@ def test_a_thumbnail_with_bars_keeps_them() -> None:
     assert new[30:90, 40:].min() > 180
 
 
-def test_other_previews_are_made_anew_where_they_are() -> None:
-    picture, hole = red_corner()
-    small = Image.fromarray(picture).resize((80, 60))
+def test_other_previews_are_renewed_in_place() -> None:
+    image, hole = red_corner()
+    small = Image.fromarray(image).resize((80, 60))
     preview = saved(small, quality=92)
     swapped = saved(Image.merge("RGB", small.split()[::-1]), quality=92)
     header = struct.pack(">IIIIIIHH", 1, 80, 60, 240, 14400, len(preview), 24, 1)
-    data = jpeg(picture)
+    data = jpeg(image)
     length = struct.unpack(">H", data[4:6])[0]
     segments = [
         segment(0xE0, data[6:20]),
@@ -564,7 +537,7 @@ def test_other_previews_are_made_anew_where_they_are() -> None:
     file = JpegFile(data)
     out = fill(file, hole, np.array([128] * 3, np.uint8))
     assert [(m, len(c)) for m, c in walk(out)] == [(m, len(c)) for m, c in walk(data)]
-    assert file.notes == [] and file.how.startswith("JPEG: only the")
+    assert file.notes == [] and file.encoding_note.startswith("JPEG: only the")
     found = []
     for marker, content in walk(out):
         at = 0
@@ -576,43 +549,43 @@ def test_other_previews_are_made_anew_where_they_are() -> None:
 
 
 def test_a_preview_in_several_segments_is_dropped_with_a_note() -> None:
-    picture, hole = red_corner()
+    image, hole = red_corner()
     noise = np.random.default_rng(0).integers(0, 256, (200, 300, 3), dtype=np.uint8)
     preview = saved(Image.fromarray(noise), quality=95)
     parts = [
         segment(0xE4, b"PART" + preview[start : start + 60_000]) for start in range(0, len(preview), 60_000)
     ]
-    data = jpeg(picture)
+    data = jpeg(image)
     data = data[:2] + segment(0xE5, b"other") + b"".join(parts) + data[2:]
     assert len(parts) > 1
     file = JpegFile(data)
     out = fill(file, hole, np.array([128] * 3, np.uint8))
     assert [m for m, _ in walk(out)].count(0xE4) == 0 and (0xE5, b"other") in walk(out)
-    assert file.notes == ["a preview in several segments was not kept, as it shows what was removed"]
+    assert file.notes == ["a preview in several segments was not kept, because it shows removed content"]
 
 
-def test_a_thermal_picture_is_kept_with_a_note() -> None:
-    picture, hole = red_corner()
-    data = jpeg(picture)
+def test_a_thermal_image_is_kept_with_a_note() -> None:
+    image, hole = red_corner()
+    data = jpeg(image)
     data = data[:2] + segment(0xE1, b"FLIR\0\1\0\0thermal") + data[2:]
     file = JpegFile(data)
-    assert b"thermal" in fill(file, hole) and "thermal picture (FLIR)" in file.notes[0]
+    assert b"thermal" in fill(file, hole) and "thermal image (FLIR)" in file.notes[0]
 
 
 def test_old_photoshop_thumbnails_hold_blue_first() -> None:
     old = saved(Image.new("RGB", (32, 24)), quality=95)
-    picture = Image.new("RGB", (64, 48), (200, 20, 10))
+    image = Image.new("RGB", (64, 48), (200, 20, 10))
     for number, wanted in ((0x0409, [10, 20, 200]), (0x040C, [200, 20, 10])):
-        renewed, dropped = renew_previews(photoshop((number, bytes(28) + old)), lambda: picture)
+        renewed, dropped = renew_previews(photoshop((number, bytes(28) + old)), lambda: image)
         assert dropped == 0
         pixels = decode(renewed[renewed.index(b"\xff\xd8\xff") :]).reshape(-1, 3)
         assert np.abs(pixels.mean(axis=0) - wanted).max() < 6
 
 
 def test_a_preview_without_room_is_blanked_with_a_note() -> None:
-    picture = np.random.default_rng(0).integers(0, 255, (120, 160, 3)).astype(np.uint8)
+    image = np.random.default_rng(0).integers(0, 255, (120, 160, 3)).astype(np.uint8)
     tiny = saved(Image.new("RGB", (160, 120), (255, 0, 0)), quality=1, optimize=True)
-    file = JpegFile(insert(jpeg(picture), segment(0xE7, b"Maker" + tiny)))
+    file = JpegFile(with_segments(jpeg(image), segment(0xE7, b"Maker" + tiny)))
     out = fill(file, hole_of(120, 160, (40, 80, 40, 90)))
     assert walk(out)[1] == (0xE7, b"Maker" + bytes(len(tiny)))
     assert any("preview" in note for note in file.notes)
@@ -634,10 +607,10 @@ def test_uncompressed_jfif_thumbnails_are_left_out_with_a_note() -> None:
         assert any("JFIF thumbnail" in note for note in file.notes)
 
 
-def test_further_pictures_are_left_out_with_what_points_to_them() -> None:
+def test_further_images_and_references_to_them_are_left_out() -> None:
     gain_map = jpeg(photograph(30, 40))
     main = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><d hdrgm:Version="1.0" GCamera:MotionPhoto="1"/></x:xmpmeta>'
-    data = insert(
+    data = with_segments(
         jpeg(photograph(60, 80)),
         segment(0xE1, XMP + main),
         segment(0xE2, b"MPF\0II*\0" + bytes(40)),
@@ -655,11 +628,11 @@ def test_further_pictures_are_left_out_with_what_points_to_them() -> None:
     assert b"hdrgm:Version" not in content
     assert b'MotionPhoto="0"' in content
     assert len(file.notes) == 1
-    assert "2 pictures and a video" in file.notes[0]
+    assert "2 images and a video" in file.notes[0]
     assert "gain map" in file.notes[0]
 
 
-def test_pillow_multi_picture_files_keep_the_first_picture() -> None:
+def test_pillow_multi_image_files_keep_the_first_image() -> None:
     target = io.BytesIO()
     first, second = (Image.fromarray(photograph(60, 80, seed)) for seed in (0, 5))
     first.save(target, "MPO", save_all=True, append_images=[second])
@@ -669,23 +642,23 @@ def test_pillow_multi_picture_files_keep_the_first_picture() -> None:
     out = fill(file, hole)
     assert Image.open(io.BytesIO(out)).format == "JPEG"
     assert np.array_equal(before[file.kept(hole)], decode(out)[file.kept(hole)])
-    assert any("a picture after the first" in note for note in file.notes)
+    assert any("an image after the first" in note for note in file.notes)
 
 
-def test_bytes_after_the_end_that_are_no_picture_are_counted() -> None:
+def test_bytes_after_the_end_that_are_no_image_are_counted() -> None:
     file = JpegFile(jpeg(photograph(40, 40)) + b"trailer")
     out = fill(file, hole_of(40, 40, (10, 20, 10, 20)))
     assert out.endswith(b"\xff\xd9")
     assert "7 bytes after the end of the JPEG were not kept" in file.notes
 
 
-def test_pictures_within_xmp_are_blanked_and_its_checksum_follows() -> None:
+def test_images_within_xmp_are_blanked_and_its_checksum_follows() -> None:
     main, extended = xmp(
         "<ex:a><xmpGImg:image xmlns:xmpGImg='http://ns.adobe.com/xap/1.0/g/img/'>"
         + "QUJD" * 300
         + "</xmpGImg:image></ex:a>"
     )
-    data = insert(jpeg(photograph(40, 40)), segment(0xE1, XMP + main), *extended)
+    data = with_segments(jpeg(photograph(40, 40)), segment(0xE1, XMP + main), *extended)
     file = JpegFile(data)
     out = fill(file, hole_of(40, 40, (10, 20, 10, 20)))
     assert [(m, len(c)) for m, c in walk(out)] == [(m, len(c)) for m, c in walk(data)]
@@ -699,12 +672,12 @@ def test_pictures_within_xmp_are_blanked_and_its_checksum_follows() -> None:
 
 
 def test_content_credentials_are_left_out_with_one_note() -> None:
-    data = insert(
+    data = with_segments(
         jpeg(photograph(40, 40)), *(segment(0xEB, b"JP" + bytes([0, 1, 0, 0, 0, i])) for i in (1, 2))
     )
     file = JpegFile(data)
     assert not any(m == 0xEB for m, _ in walk(fill(file, hole_of(40, 40, (10, 20, 10, 20)))))
-    assert file.notes == ["Content Credentials were not kept, as they vouch for the unedited picture"]
+    assert file.notes == ["Content Credentials were not kept, because they vouch for the unedited image"]
     assert file.metadata().lost == ["Content Credentials (APP11)"]
 
 
@@ -714,11 +687,13 @@ def cmyk(height: int = 60, width: int = 80) -> bytes:
     )
 
 
-def test_cmyk_is_written_anew_with_a_note() -> None:
+def test_cmyk_is_re_encoded_with_a_note() -> None:
     data = cmyk()
     file = JpegFile(data)
     assert (file.raster.space, file.raster.inverted, file.exact) == ("cmyk", False, False)
-    assert file.how == "CMYK JPEG is written anew, at quality 95, and changes a little (--lossless: PNG)"
+    assert (
+        file.encoding_note == "CMYK JPEG is re-encoded at quality 95 and changes a little (--lossless: PNG)"
+    )
     before = file.raster.samples.copy()
     hole = hole_of(60, 80, (16, 32, 16, 32))
     out = fill(file, hole, np.array([0, 200, 30, 10], np.uint8))
@@ -733,7 +708,7 @@ def test_cmyk_is_written_anew_with_a_note() -> None:
 def test_a_jfif_header_stays_once_and_never_beside_cmyk() -> None:
     jfif = segment(0xE0, b"JFIF\0\x01\x02\x01\x01\x2c\x01\x2c\0\0")  # 300 dots per inch
     hole = hole_of(60, 80, (16, 32, 16, 32))
-    file = JpegFile(insert(cmyk(), jfif))
+    file = JpegFile(with_segments(cmyk(), jfif))
     assert not any(m == 0xE0 for m, _ in walk(fill(file, hole, np.array([0, 200, 30, 10], np.uint8))))
     data = jpeg(photograph(60, 80))
     file = JpegFile(data[:2] + jfif + data[4 + struct.unpack(">H", data[4:6])[0] :])
@@ -751,7 +726,7 @@ def test_a_jfif_header_stays_once_and_never_beside_cmyk() -> None:
         assert np.abs(decode(out)[20:28, 20:28].astype(int) - FILL).mean() < 4
 
 
-def test_tables_that_change_between_scans_are_written_anew() -> None:
+def test_files_whose_tables_change_between_scans_are_re_encoded() -> None:
     data = described(progressive=True)
     start = data.index(b"\xff\xdb")
     size = 2 + struct.unpack(">H", data[start + 2 : start + 4])[0]
@@ -768,41 +743,41 @@ def test_tables_that_change_between_scans_are_written_anew() -> None:
 def test_arithmetic_coding_is_named_if_pillow_decodes_it(process: bytes) -> None:
     file = JpegFile(jpeg(photograph(40, 40)))
     file.frame.process = process[1]
-    assert file._unable() == "arithmetic-coded JPEG"
+    assert file._rare_kind() == "arithmetic-coded JPEG"
 
 
 def test_a_result_that_decodes_differently_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     original = imaging.formats.jpeg.read_coefficients
 
-    def spoilt(*arguments: object) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    def corrupted(*arguments: object) -> tuple[list[np.ndarray], list[np.ndarray]]:
         planes, steps = original(*arguments)
         planes[0][0, 0, 0] += 9
         return planes, steps
 
-    monkeypatch.setattr(imaging.formats.jpeg, "read_coefficients", spoilt)
+    monkeypatch.setattr(imaging.formats.jpeg, "read_coefficients", corrupted)
     file = JpegFile(jpeg(photograph(60, 60)))
     assert file.exact
     before = file.raster.samples.copy()
     hole = hole_of(60, 60, (30, 40, 30, 40))
     out = fill(file, hole)
     assert not file.exact
-    assert file.how == (
-        "JPEG of this rare kind is written anew, at quality 95, and changes a little (--lossless: PNG)"
+    assert file.encoding_note == (
+        "JPEG of this rare kind is re-encoded at quality 95 and changes a little (--lossless: PNG)"
     )
     assert np.abs(decode(out)[~hole].astype(int) - before[~hole]).mean() < 3
 
 
-def test_a_refusal_of_libjpeg_is_no_end_of_the_process(
+def test_a_refusal_of_libjpeg_does_not_end_the_process(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     original = imaging.formats.jpeg.read_coefficients
 
-    def spoilt(*arguments: object) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    def corrupted(*arguments: object) -> tuple[list[np.ndarray], list[np.ndarray]]:
         planes, steps = original(*arguments)
         planes[0][:, :, 5] = 32000  # no Huffman code holds it
         return planes, steps
 
-    monkeypatch.setattr(imaging.formats.jpeg, "read_coefficients", spoilt)
+    monkeypatch.setattr(imaging.formats.jpeg, "read_coefficients", corrupted)
     for progressive in (False, True):
         file = JpegFile(jpeg(photograph(60, 60), progressive=progressive))
         out = fill(file, hole_of(60, 60, (30, 40, 30, 40)))
@@ -822,7 +797,7 @@ def test_damaged_scans_print_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     assert capfd.readouterr() == ("", "")
 
 
-def test_what_pillow_refuses_raises() -> None:
+def test_files_that_pillow_refuses_raise() -> None:
     data = jpeg(photograph(60, 60))
     for bad in (data[: len(data) // 2], data[:60], b"", b"\xff\xd8\xff\xd9"):
         with pytest.raises((OSError, SyntaxError, ValueError)):
@@ -839,13 +814,13 @@ def test_no_temporary_files_are_left(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_orientation_comes_from_xmp_where_exif_has_none() -> None:
     packet = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><d tiff:Orientation="6"/></x:xmpmeta>'
     for segments in ([], [segment(0xE1, exif(None))]):
-        file = JpegFile(insert(jpeg(photograph(40, 60)), *segments, segment(0xE1, XMP + packet)))
+        file = JpegFile(with_segments(jpeg(photograph(40, 60)), *segments, segment(0xE1, XMP + packet)))
         assert file.raster.orientation == 6
         found = file.metadata()
         assert orientation_of(found.exif, found.xmp) == 6
 
 
-def test_damaged_exif_is_carried_along() -> None:
+def test_damaged_exif_is_kept() -> None:
     for block in (
         b"",
         b"II",
@@ -853,20 +828,20 @@ def test_damaged_exif_is_carried_along() -> None:
         b"MM\0*\0\0\0\x08\xff\xff",
         b"II*\0\x08\0\0\0\x01\0" + b"\x00" * 12 + b"\x0e\0\0\0",
     ):
-        data = insert(jpeg(photograph(40, 40)), segment(0xE1, b"Exif\0\0" + block))
+        data = with_segments(jpeg(photograph(40, 40)), segment(0xE1, b"Exif\0\0" + block))
         file = JpegFile(data)
         assert walk(fill(file, hole_of(40, 40, (10, 20, 10, 20)))) == walk(data)
         file.metadata()
 
 
-def test_metadata_for_a_png_holds_what_it_can_and_names_the_rest() -> None:
-    picture, _ = red_corner()
-    thumbnail = saved(Image.fromarray(picture).resize((80, 60)), quality=95)
-    data = insert(described(orientation=8), segment(0xE0, b"JFXX\0\x13\x01\x01abc"))
+def test_metadata_for_a_png_names_the_items_that_it_cannot_hold() -> None:
+    image, _ = red_corner()
+    thumbnail = saved(Image.fromarray(image).resize((80, 60)), quality=95)
+    data = with_segments(described(orientation=8), segment(0xE0, b"JFXX\0\x13\x01\x01abc"))
     data = data.replace(segment(0xE1, exif(8)), segment(0xE1, exif(8, thumbnail)))
     file = JpegFile(data)
     found = file.metadata()
-    assert file.notes == ["the EXIF thumbnail, which shows what was removed, was not kept"]
+    assert file.notes == ["the EXIF thumbnail, which shows removed content, was not kept"]
     assert found.icc == ICC
     assert found.comment == b"a comment"
     assert found.iptc == IPTC
@@ -877,7 +852,7 @@ def test_metadata_for_a_png_holds_what_it_can_and_names_the_rest() -> None:
     assert (read[274], read.get_ifd(ExifTags.IFD.IFD1)) == (8, {})
     assert b"dc:format" in found.xmp
     assert found.lost == [
-        "extended XMP",
+        "extended XMP (APP1)",
         "FLIR data (APP1)",
         "FlashPix data (APP2)",
         "APP11 (HDR_RI ver=11)",
@@ -886,14 +861,7 @@ def test_metadata_for_a_png_holds_what_it_can_and_names_the_rest() -> None:
         "Photoshop data (APP13)",
     ]
     plain = JpegFile(jpeg(photograph(40, 40))).metadata()
-    assert (plain.exif, plain.xmp, plain.icc, plain.comment, plain.iptc, plain.lost) == (
-        None,
-        None,
-        None,
-        None,
-        None,
-        [],
-    )
+    assert [plain.exif, plain.xmp, plain.icc, plain.comment, plain.iptc, plain.lost] == [None] * 5 + [[]]
 
 
 def test_no_exif_block_is_no_tiff() -> None:
@@ -902,28 +870,24 @@ def test_no_exif_block_is_no_tiff() -> None:
 
 
 def entropy_coded(data: bytes) -> np.ndarray:
-    """The bits of the first scan, one a byte."""
+    """The bits of the first scan, one per byte."""
     scan = next(s.scan for s in read_segments(data)[0] if s.marker == SOS)
     return np.unpackbits(np.frombuffer(scan.replace(b"\xff\0", b"\xff"), np.uint8))
 
 
 def indexed(data: bytes) -> Scan:
     file = JpegFile(data)
-    return imaging.formats.jpeg.Original(data, file.segments, file.frame).scan
+    return imaging.formats.jpeg.CodedData(data, file.segments, file.frame).scan
 
 
 @pytest.mark.parametrize("sampling", FACTORS)
 @pytest.mark.parametrize("optimize", [False, True])
 def test_a_baseline_file_keeps_its_bits_outside_the_touched_units(sampling: str, optimize: bool) -> None:
-    picture = photograph(101, 133, 6)
-    data = (
-        jpeg(picture, sampling)
-        if not optimize
-        else saved(Image.fromarray(picture), quality=60, optimize=True)
-    )
+    image = photograph(101, 133, 6)
+    data = jpeg(image, sampling) if not optimize else saved(Image.fromarray(image), quality=60, optimize=True)
     hole = hole_of(101, 133, (50, 60, 60, 75))
     file = JpegFile(data, for_writing=True)
-    file.raster.samples[hole] = file.raster.samples[hole] // 8 * 8  # which needs no new codes
+    file.raster.samples[hole] = file.raster.samples[hole] // 8 * 8  # this needs no new codes
     target = io.BytesIO()
     file.write(target, hole)
     out = target.getvalue()
@@ -942,7 +906,7 @@ def test_a_baseline_file_keeps_its_bits_outside_the_touched_units(sampling: str,
 
 
 def test_blocks_beyond_the_edge_that_are_no_copies_are_read_as_well(tmp_path: Path) -> None:
-    """Cameras put there what the sensor saw; the file says a smaller picture than its blocks hold."""
+    """Cameras store pixels of the sensor there; the header states a smaller size than the blocks hold."""
     data = bytearray(jpeg(photograph(96, 96, 3), "4:2:0"))
     start = data.index(b"\xff\xc0")
     data[start + 5 : start + 9] = struct.pack(">HH", 83, 82)  # one row and column of luma blocks less
@@ -958,18 +922,17 @@ def test_blocks_beyond_the_edge_that_are_no_copies_are_read_as_well(tmp_path: Pa
     assert np.array_equal(entropy_coded(data)[same], entropy_coded(out)[same])
     whole = bytearray(out)
     whole[start + 5 : start + 9] = struct.pack(">HH", 96, 96)
-    assert (
-        decode(bytes(whole))[84:, 84:].std(axis=(0, 1)).max() < 6
-    )  # the means of what was filled, and not what was there
+    # the means of the fill, and not the old pixels
+    assert decode(bytes(whole))[84:, 84:].std(axis=(0, 1)).max() < 6
 
 
 def test_a_scan_of_another_kind_is_coded_whole() -> None:
-    picture = photograph(80, 90)
-    for data in (jpeg(picture, progressive=True), jpeg(picture, restart=2)):
+    image = photograph(80, 90)
+    for data in (jpeg(image, progressive=True), jpeg(image, restart=2)):
         segments, _ = read_segments(data)
         with pytest.raises(Unsuitable):
             Scan(segments, read_frame(segments))
-    segments, _ = read_segments(jpeg(picture))
+    segments, _ = read_segments(jpeg(image))
     segments[-1].scan += b"\0\0"  # more bits than the blocks have
     assert indexed(write_segments(segments)) is None
     segments[-1].content = bytes([3, 2, 17, 1, 0, *segments[-1].content[5:]])  # another order of components
@@ -988,16 +951,10 @@ def test_a_code_that_the_tables_lack_has_the_scan_coded_whole() -> None:
 
 
 def test_huffman_codes_are_those_of_the_standard() -> None:
-    """T.81, table K.5, of the AC coefficients of luma."""
+    """T.81, table K.5: the AC coefficients of luma."""
     (_, ac), *_ = indexed(jpeg(photograph(40, 40), quality=50)).tables
-    wanted = {
-        0x00: "1010",
-        0x01: "00",
-        0x02: "01",
-        0x11: "1100",
-        0xF0: "11111111001",
-        0xFA: "1111111111111110",
-    }
+    wanted = {0x00: "1010", 0x01: "00", 0x02: "01", 0x11: "1100"}
+    wanted |= {0xF0: "11111111001", 0xFA: "1111111111111110"}
     assert {s: f"{ac.codes[s]:0{ac.lengths[s]}b}" for s in wanted} == wanted
 
 
@@ -1035,8 +992,8 @@ def test_another_jpeglib_is_never_called(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(imaging.formats.jpeg_codec, "installed", lambda name: "2.0.0")
     file = JpegFile(jpeg(photograph(60, 80)), for_writing=True)
     assert not file.exact
-    assert file.how == (
-        "JPEG, without jpeglib 1.0.2, is written anew, at quality 95, and changes a little (--lossless: PNG)"
+    assert file.encoding_note == (
+        "JPEG, without jpeglib 1.0.2, is re-encoded at quality 95 and changes a little (--lossless: PNG)"
     )
     hole = hole_of(60, 80, (20, 30, 20, 30))
     assert np.abs(decode(fill(file, hole))[hole].astype(int) - FILL).mean() < 4

@@ -153,7 +153,7 @@ def test_any_error_of_a_decoder_is_an_unreadable_file(
     files = sorted(folder.iterdir())
     photograph_file = tmp_path / "photograph.jpg"
     Image.fromarray(photograph(20, 30)).save(photograph_file)
-    for decode in ("open_container", "_first_picture"):
+    for decode in ("open_container", "_first_image"):
         monkeypatch.setattr(image_file, decode, fail)
     monkeypatch.setattr(JpegImageFile, "load", fail)
     for file in (files[0], photograph_file):
