@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from config import PRESETS, get_config
 from losses import InpaintingLoss
 from models import InpaintingNetwork
+from training.dry_run import peak_memory
 from training.process import keep_freed_memory
 
 WIDTH = 64  # channels of the dense stack
@@ -70,29 +71,24 @@ def medians(functions: list[Callable[[], object]], rounds: int) -> list[float]:
     return [statistics.median(seconds) for seconds in times]
 
 
-def peak_memory(preset: str, size: int, training: bool) -> float:
+def measure_memory(preset: str, size: int, training: bool) -> float:
     """Peak resident MiB of a new process that does two forward passes or two training steps."""
     command = [sys.executable, __file__, "--memory_of", preset, str(size), "train" if training else "forward"]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-
-
-def peak_resident() -> float:
-    """The largest resident MiB of this process so far (`VmHWM` of Linux)."""
-    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
 
 
 def use_memory(preset: str, size: int, mode: str) -> None:
     """Do the work whose memory is measured; print the peak minus the memory of imports and weights."""
     image, mask = inputs(size)
     network = network_of(preset)
-    before = peak_resident()
+    before = peak_memory()
     for _ in range(2):
         if mode == "train":
             InpaintingLoss()(network(image, mask), image, mask)["total"].backward()
         else:
             with torch.no_grad():
                 network.eval()(image, mask)
-    print(peak_resident() - before)
+    print((peak_memory() - before) / 2**20)
 
 
 def same_networks(presets: list[str]) -> dict[str, str]:
@@ -134,7 +130,7 @@ def measure(preset: str, label: str, size: int, rounds: int) -> str:
     cells = [label, str(size), f"{parameters / 1e6:.2f} + {fitted / 1e6:.2f} M", f"{macs / 1e9:.2f}"]
     cells += [f"{times[0] * 1e3:.0f} ms", f"{times[0] / times[1]:.1f}"]
     cells += [f"{times[2] * 1e3:.0f} ms", f"{times[2] / times[3]:.1f}"]
-    cells += [f"{peak_memory(preset, size, training):.0f} MiB" for training in (False, True)]
+    cells += [f"{measure_memory(preset, size, training):.0f} MiB" for training in (False, True)]
     return "| " + " | ".join(cells) + " |"
 
 
