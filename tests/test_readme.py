@@ -33,7 +33,7 @@ def test_every_training_command_parses(name: str, monkeypatch: pytest.MonkeyPatc
     calls = commands(name)
     assert len(calls) >= (9 if name == "quick_train" else 1)
     for argv in calls:
-        parse_config(argv, f"{name}.py", presets=name == "quick_train")
+        parse_config(argv, f"{name}.py")
 
 
 def test_every_evaluation_command_parses() -> None:
@@ -74,7 +74,7 @@ def test_every_export_command_parses() -> None:
 
 def test_the_parser_used_here_does_refuse() -> None:
     with pytest.raises(UserError):
-        parse_config(["--config", "default", "--no_such_flag"], "quick_train.py", presets=True)
+        parse_config(["--config", "default", "--no_such_flag"], "quick_train.py")
 
 
 def test_every_flag_that_is_mentioned_exists() -> None:

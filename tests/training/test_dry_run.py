@@ -1,4 +1,4 @@
-"""A dry run: what is wrong with the data is found, what a run costs is foretold, and nothing is written."""
+"""Dry run: problems of the data are found, the cost of a run is predicted, and nothing is written."""
 
 import dataclasses
 import itertools
@@ -20,11 +20,11 @@ from config import Config, get_config
 from dataset import InpaintingDataset
 from imaging.scan import Scan, find_overlap, scan
 from training import dry_run
-from training.dry_run import measure, peak_resident, predict, report
+from training.dry_run import measure, peak_memory, predict, print_report
 from utils import UserError
 
 
-def look(root: Path | str, training: bool = True, size: int = 32) -> Scan:
+def scan_root(root: Path | str, training: bool = True, size: int = 32) -> Scan:
     return scan(str(root), training, size, "--train_root")
 
 
@@ -46,22 +46,22 @@ def names(pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
     return [(Path(a).name, Path(b).name) for a, b in pairs]
 
 
-def test_pictures_are_counted_and_unrelated_ones_are_not_alike(folder: Path) -> None:
+def test_images_are_counted_and_unrelated_ones_are_not_duplicates(folder: Path) -> None:
     for i in range(6, 60):
         Image.fromarray(photograph(64, 64, seed=i)).save(folder / f"picture{i}.png")
-    found = look(folder)
+    found = scan_root(folder)
     assert (found.count, found.files, found.unreadable, found.exact, found.near) == (60, 60, [], [], [])
 
 
-def test_unreadable_and_too_small_pictures_are_named(folder: Path) -> None:
-    (folder / "broken.jpg").write_bytes(b"no picture")
-    found = look(folder, size=40)
+def test_unreadable_and_too_small_images_are_named(folder: Path) -> None:
+    (folder / "broken.jpg").write_bytes(b"not an image")
+    found = scan_root(folder, size=40)
     assert (found.count, found.files) == (6, 7)
     assert len(found.unreadable) == 1 and "broken.jpg" in found.unreadable[0]
     assert [Path(name).name for name in found.short_sides] == ["picture3.png", "picture5.png"]
 
 
-def test_only_the_chosen_pictures_are_looked_at(folder: Path) -> None:
+def test_only_the_chosen_images_are_scanned(folder: Path) -> None:
     found = scan(str(folder), True, 32, "--train_root", max_images=2, seed=1)
     order = np.sort(np.random.default_rng(1).permutation(6)[:2])
     assert found.count == 2
@@ -69,23 +69,23 @@ def test_only_the_chosen_pictures_are_looked_at(folder: Path) -> None:
 
 
 def test_copies_are_found_exact_recompressed_and_scaled(folder: Path) -> None:
-    picture = Image.fromarray(photograph(200, 240, seed=99))
-    picture.save(folder / "a.png")
+    image = Image.fromarray(photograph(200, 240, seed=99))
+    image.save(folder / "a.png")
     shutil.copy(folder / "a.png", folder / "b.png")
-    picture.save(folder / "c.jpg", quality=40)
-    picture.resize((96, 80)).save(folder / "d.png")
-    found = look(folder)
+    image.save(folder / "c.jpg", quality=40)
+    image.resize((96, 80)).save(folder / "d.png")
+    found = scan_root(folder)
     assert [[Path(name).name for name in group] for group in found.exact] == [["a.png", "b.png"]]
     assert [pair[0] for pair in names(found.near)] == ["c.jpg", "d.png"]
     assert {pair[1] for pair in names(found.near)} <= {"a.png", "c.jpg"}
 
 
-def test_pictures_without_structure_are_not_alike(tmp_path: Path) -> None:
+def test_images_without_structure_are_not_duplicates(tmp_path: Path) -> None:
     for level in range(0, 250, 50):
-        faint = level + photograph(40, 40) // 100  # of a few grey levels, the same in all
+        faint = level + photograph(40, 40) // 100  # a few grey levels, the same in all
         Image.fromarray(faint.astype(np.uint8)).save(tmp_path / f"faint{level}.png")
         Image.new("RGB", (40, 40), (level, level, level)).save(tmp_path / f"blank{level}.png")
-    assert look(tmp_path).near == []
+    assert scan_root(tmp_path).near == []
 
 
 def test_overlap_of_training_and_validation_is_found(folder: Path, tmp_path: Path) -> None:
@@ -94,22 +94,22 @@ def test_overlap_of_training_and_validation_is_found(folder: Path, tmp_path: Pat
     shutil.copy(folder / "picture0.png", val / "same.png")
     Image.open(folder / "picture4.png").resize((160, 160)).save(val / "alike.jpg", quality=60)
     Image.fromarray(photograph(64, 64, seed=50)).save(val / "other.png")
-    exact, near = find_overlap(look(folder).prints, look(val, training=False).prints)
+    exact, near = find_overlap(scan_root(folder).prints, scan_root(val, training=False).prints)
     assert names(exact) == [("same.png", "picture0.png")]
     assert names(near) == [("alike.jpg", "picture4.png")]
 
 
 def test_every_block_is_compared_with_all_before(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.open(folder / "picture1.png").save(folder / "z.jpg", quality=80)
-    whole = look(folder).near
+    whole = scan_root(folder).near
     monkeypatch.setattr(imaging.scan, "BLOCK", 2)
-    assert look(folder).near == whole and names(whole) == [("z.jpg", "picture1.png")]
+    assert scan_root(folder).near == whole and names(whole) == [("z.jpg", "picture1.png")]
 
 
 def test_several_folders_and_the_sample_are_scanned_each_file_once(folder: Path, tmp_path: Path) -> None:
-    both = look(os.pathsep.join([str(folder), str(folder)]))
+    both = scan_root(os.pathsep.join([str(folder), str(folder)]))
     assert (both.count, both.files, both.exact) == (12, 6, [])
-    sample = look("sample", training=False)
+    sample = scan_root("sample", training=False)
     assert (sample.count, sample.files, sample.exact, sample.near) == (100, 2, [], [])
 
 
@@ -119,24 +119,22 @@ def test_shards_are_scanned(folder: Path, tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "0.tar", "w") as tar:
         for path in sorted(folder.iterdir()):
             tar.add(path, path.name)
-    found = look(tmp_path / "0.tar")
+    found = scan_root(tmp_path / "0.tar")
     assert (found.count, found.near) == (7, [])
     assert found.exact == [[f"picture{i} in {tmp_path}/0.tar" for i in (0, 6)]]
 
 
-def test_cost_is_measured_at_every_size_of_the_plan(tmp_path: Path) -> None:
+def test_cost_is_measured_at_every_stage(tmp_path: Path) -> None:
     cost = measure(small_config(tmp_path, progressive="16:0.5:3", prior_rank=0))
     larger = measure(small_config(tmp_path, image_size=64, prior_rank=0))
     assert list(cost.seconds) == [(16, 3), (32, 2)] and min(cost.seconds.values()) > 0
     assert cost.parameters == larger.parameters > 1000
-    # of an evaluation: the smallest copy twice, and one of four times its area
+    # an evaluation completes the smallest copy twice, and one of four times its area
     assert 2.5 * cost.macs < larger.macs < 3.5 * cost.macs
     assert cost.memory >= 0 and "resident" in cost.memory_kind
 
 
-def test_a_measured_step_is_shared_out_among_its_images(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_time_of_a_step_is_divided_by_its_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = types.SimpleNamespace(perf_counter=itertools.count().__next__)  # every step takes a second
     monkeypatch.setattr(dry_run, "time", clock)
     cost = measure(small_config(tmp_path, progressive="16:0.5:3", accumulate=2))
@@ -149,15 +147,15 @@ def test_missing_loss_weights_are_not_downloaded(tmp_path: Path, monkeypatch: py
     assert len(cost.notes) == 2 and listing(tmp_path) == []
 
 
-def test_the_peak_of_memory_is_seen_after_it_is_freed() -> None:
-    dry_run.forget_peak()
-    before = peak_resident()
-    pages = mmap.mmap(-1, 2**28)  # of its own: freed memory may be kept by the process, and used again
+def test_peak_memory_includes_freed_memory() -> None:
+    dry_run.reset_peak_memory()
+    before = peak_memory()
+    pages = mmap.mmap(-1, 2**28)  # new pages: freed memory may be reused
     np.frombuffer(pages, np.uint8)[:] = 1
-    assert peak_resident() - before >= 200 * 2**20
+    assert peak_memory() - before >= 200 * 2**20
 
 
-def test_predictions_follow_epochs_plan_and_minutes(tmp_path: Path) -> None:
+def test_predictions_follow_epochs_stages_and_time_limit(tmp_path: Path) -> None:
     config = small_config(tmp_path, epochs=10)
     seconds, counts = {(16, 3): 0.01, (32, 2): 0.1}, {(16, 3): 2000, (32, 2): 1000}
 
@@ -171,7 +169,7 @@ def test_predictions_follow_epochs_plan_and_minutes(tmp_path: Path) -> None:
     assert predicted(max_minutes=60) == (pytest.approx(1000), 10)
 
 
-def test_pictures_that_a_stage_leaves_out_are_not_counted_in_it(
+def test_images_that_a_stage_leaves_out_are_not_counted_in_it(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = os.pathsep.join([str(folder), str(folder)])
@@ -179,21 +177,21 @@ def test_pictures_that_a_stage_leaves_out_are_not_counted_in_it(
     for size in (32, 48):
         dataset = InpaintingDataset(root, size, max_enlarge=1.2, cache_dir=None)
         assert scan(root, True, 48, "--train_root").count_at(size, 1.2) == len(dataset)
-    report(config)
+    print_report(config)
     text = capsys.readouterr().out
-    assert "32 pixels, 2 a batch" in text and "of 12 images" in text and f"of {len(dataset)} images" in text
+    assert "32 px, batches of 2: " in text and "of 12 images" in text and f"of {len(dataset)} images" in text
     with pytest.raises(UserError, match=r"--max_enlarge: every .* too small for 256 pixels"):
-        report(dataclasses.replace(config, image_size=256, progressive=""))
+        print_report(dataclasses.replace(config, image_size=256, progressive=""))
 
 
-def test_a_report_says_all_and_writes_nothing(
+def test_a_report_is_complete_and_writes_nothing(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     config = small_config(tmp_path, train_root=str(folder), mask_root=str(folder), epochs=3)
     before = listing(tmp_path)
-    report(config)
+    print_report(config)
     assert listing(tmp_path) == before
     text = capsys.readouterr().out
     for part in (
@@ -204,10 +202,10 @@ def test_a_report_says_all_and_writes_nothing(
         "MiB",
         f"--train_root {folder}: 6 files, 0 unreadable, 0 smaller",
         "--val_root sample: 2 files (50 crops",
-        "of validation in training: 0 exact and 0 near",
+        "validation images in training: 0 exact and 0 near",
         "6 masks",
-        "32 pixels, 2 a batch",
-        "3 of 3 epochs",
+        "32 px, batches of 2: ",
+        "3 of 3 epochs started",
     ):
         assert part in text, part
 
@@ -221,24 +219,24 @@ def test_a_report_of_names_that_are_not_utf8_and_of_odd_masks(
     masks.mkdir()
     Image.fromarray(np.zeros((40, 40), np.uint8)).save(masks / f"{odd}.png")
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[attr-defined]  # as `cli` does
-    report(small_config(tmp_path, train_root=str(folder), mask_root=str(masks)))
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[attr-defined]  # like `utils.run_program`
+    print_report(small_config(tmp_path, train_root=str(folder), mask_root=str(masks)))
     text, notes = capsys.readouterr()
     assert r"caf\udce9.png = " in text and "1 masks" in text
     assert r"caf\udce9.png is empty: nothing is missing" in notes
 
 
-def test_what_training_would_refuse_is_refused_after_it_was_printed(
+def test_data_that_training_would_refuse_is_refused_after_the_report(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for i in range(7):
-        (folder / f"broken{i}.png").write_bytes(b"no picture")
+        (folder / f"broken{i}.png").write_bytes(b"not an image")
     with pytest.raises(
         UserError, match=r"--train_root: 7 of 13 images .* cannot be read, more than 1% allowed"
     ):
-        report(small_config(tmp_path, train_root=str(folder)))
+        print_report(small_config(tmp_path, train_root=str(folder)))
     text = capsys.readouterr().out
     assert text.count("unreadable: not a readable image") == 5 and "unreadable: and 2 more" in text
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="--train_root: no images"):
-        report(small_config(tmp_path, train_root=str(tmp_path / "empty")))
+        print_report(small_config(tmp_path, train_root=str(tmp_path / "empty")))
