@@ -7,12 +7,14 @@ weights, optimizer states and metrics have to be bit-identical, with no temporar
 
 import csv
 import json
+import multiprocessing
+import os
 import random
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import train
 from inference.checkpoints import load_checkpoint
 from utils import OneLineParser
 
-ROOT = Path(__file__).parents[1]
 TIMES = {"seconds", "images_per_s", "elapsed_s"}  # differ from run to run
 
 
@@ -45,21 +47,37 @@ def temporaries(folder: Path) -> set[Path]:
     return set(folder.rglob(".*.tmp"))
 
 
-def kill_once(command: list[str], folder: Path, generator: random.Random, at_writing: bool) -> bool:
+def start(argv: list[str]) -> ForkProcess:
+    """Start a run in a process of its own, which need not import anything again."""
+
+    def run() -> None:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
+        sys.exit(train.main(argv))
+
+    process = multiprocessing.get_context("fork").Process(target=run)
+    process.start()
+    return process
+
+
+def finish(process: ForkProcess) -> None:
+    process.join()
+    if process.exitcode:
+        raise RuntimeError(f"the run failed with status {process.exitcode}")
+
+
+def kill_once(argv: list[str], folder: Path, generator: random.Random, at_writing: bool) -> bool:
     """Start or resume the run, let it save a few times, kill it; returns whether it was writing a checkpoint.
 
     Raises:
         RuntimeError: if the run ended before.
     """
     last_file = folder / "checkpoints" / "last.pth"
-    process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
+    process = start(argv)
 
     def wait_for(event: Callable[[], bool]) -> None:
         while not event():
-            if process.poll() is not None:
-                raise RuntimeError(f"the run ended before it was killed: {process.communicate()[1]}")
+            if not process.is_alive():
+                raise RuntimeError("the run ended before it was killed")
             time.sleep(0.0005)
 
     def saved() -> int:
@@ -74,7 +92,7 @@ def kill_once(command: list[str], folder: Path, generator: random.Random, at_wri
     else:
         time.sleep(generator.uniform(0, 1))
     process.kill()
-    process.communicate()
+    process.join()
     return bool(temporaries(folder / "checkpoints"))
 
 
@@ -88,24 +106,21 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as name:
         folders = [Path(name) / "undisturbed", Path(name) / "killed"]
         common = [
-            sys.executable, "train.py", "--train_root=sample", "--val_root=sample", "--val_subset=4",
+            "--train_root=sample", "--val_root=sample", "--val_subset=4",
             "--train_subset=50", "--image_size=32", "--base_channels=16", "--bottleneck_depth=1",
             "--batch_size=2", "--num_workers=0", "--lr=1e-3", "--optimizer=muon", "--val_interval=4",
             "--checkpoint_interval=4", "--save_minutes=0.005", "--device=cpu", "--resume=auto",
             "--prior_rank=16", f"--epochs={args.epochs}", f"--cache_dir={name}/cache",
         ]  # fmt: skip
-        undisturbed = subprocess.Popen(
-            [*common, f"--save_dir={folders[0]}"], cwd=ROOT, stdout=subprocess.DEVNULL
-        )
+        undisturbed = start([*common, f"--save_dir={folders[0]}"])
         generator, writing = random.Random(args.seed), 0
-        command = [*common, f"--save_dir={folders[1]}"]
+        argv_killed = [*common, f"--save_dir={folders[1]}"]
         for number in range(args.kills):
             at_writing = number % 2 == 0  # not every one hits
-            writing += kill_once(command, folders[1], generator, at_writing)
+            writing += kill_once(argv_killed, folders[1], generator, at_writing)
             print(f"killed {number + 1} times, {writing} of them while writing", flush=True)
-        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-        if undisturbed.wait():
-            raise RuntimeError("the undisturbed run failed")
+        finish(start(argv_killed))
+        finish(undisturbed)
         checkpoints = [load_checkpoint(folder / "checkpoints" / "last.pth", "--resume") for folder in folders]
         for checkpoint in checkpoints:
             del checkpoint["config"]
