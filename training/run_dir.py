@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import shutil
 import sys
 import threading
@@ -15,7 +14,7 @@ from filelock import FileLock, Timeout
 
 from config import Config
 from inference.checkpoints import load_checkpoint, save_checkpoint
-from utils import UserError, atomic_path
+from utils import UserError, write_json
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -93,15 +92,14 @@ def prepare_run_dir(folder: Path, config: Config, keep: bool, checkpoint_bytes: 
                 f"--save_dir: {free / 2**20:.0f} MiB are free in {folder}, "
                 f"and checkpoints need {3 * checkpoint_bytes / 2**20:.0f} MiB"
             )
-        with atomic_path(folder / "config.json") as temporary:
-            temporary.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+        write_json(dataclasses.asdict(config), folder / "config.json")
     except OSError as error:
         raise UserError(f"--save_dir: cannot write to {folder}: {error.strerror}") from None
     return lock
 
 
 def lock_run_dir(folder: Path) -> FileLock:
-    """Lock the folder for this process until it ends.
+    """Create the folder and lock it for this process until it ends.
 
     Raises:
         UserError: if another process holds the lock.

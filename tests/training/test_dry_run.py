@@ -180,8 +180,8 @@ def test_images_that_a_stage_leaves_out_are_not_counted_in_it(
     print_report(config)
     text = capsys.readouterr().out
     assert "32 px, batches of 2: " in text and "of 12 images" in text and f"of {len(dataset)} images" in text
-    with pytest.raises(UserError, match=r"--max_enlarge: every .* too small for 256 pixels"):
-        print_report(dataclasses.replace(config, image_size=256, progressive=""))
+    with pytest.raises(UserError, match=r"--max_enlarge: every .* too small for 128 pixels"):
+        print_report(dataclasses.replace(config, image_size=128, progressive=""))
 
 
 def test_a_report_is_complete_and_writes_nothing(

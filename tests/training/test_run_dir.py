@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+import multiprocessing
 import os
 import shutil
 import subprocess
 import sys
 import threading
+import time
 import types
 from pathlib import Path
 
@@ -74,12 +76,22 @@ def test_changed_settings_are_listed(config: Config) -> None:
 
 
 def test_two_runs_cannot_share_a_folder_and_a_crash_frees_it(config: Config, tmp_path: Path) -> None:
-    code = f"import time; from pathlib import Path; from training.run_dir import lock_run_dir; lock = lock_run_dir(Path({str(tmp_path)!r})); print('locked', flush=True); time.sleep(60)"
-    with subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None and process.stdout.readline() == b"locked\n"
-        with pytest.raises(UserError, match="--save_dir: another run is writing"):
-            prepare_run_dir(tmp_path, config, keep=True, checkpoint_bytes=1)
-        process.kill()
+    fork = multiprocessing.get_context("fork")
+    locked = fork.Event()
+
+    def hold_lock() -> None:
+        lock = lock_run_dir(tmp_path)
+        locked.set()
+        time.sleep(60)
+        lock.release()
+
+    process = fork.Process(target=hold_lock)
+    process.start()
+    assert locked.wait(60)
+    with pytest.raises(UserError, match="--save_dir: another run is writing"):
+        prepare_run_dir(tmp_path, config, keep=True, checkpoint_bytes=1)
+    process.kill()
+    process.join()
     prepare_run_dir(tmp_path, config, keep=True, checkpoint_bytes=1).release()
 
 
