@@ -53,7 +53,7 @@ def parse_args(argv: list[str] | None) -> tuple[argparse.Namespace, Config, dict
     args, rest = parser.parse_known_args(argv)
     if args.num_seeds < 1:
         raise UserError(f"--num_seeds: must be at least 1, got {args.num_seeds}")
-    config = parse_config(rest, "ablation.py", True, parser)
+    config = parse_config(rest, "ablation.py", parser)
     if config.resume or config.dry_run:
         raise UserError("--resume and --dry_run: not supported here; the same command resumes")
     return args, config, vary(args.vary) if args.vary else ROWS

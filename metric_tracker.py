@@ -421,7 +421,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     Raises:
         UserError: for a flag that is unknown or out of its range.
     """
-    parser = OneLineParser(prog="metric_tracker.py", description="Draw the curves of runs.")
+    renamed = {"floor": "baseline", "floors": "baselines"}
+    parser = OneLineParser(renamed, prog="metric_tracker.py", description="Draw the curves of runs.")
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUN", help="folder of a run, or its metrics.csv")
     # fmt: off
@@ -434,8 +435,6 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         help="draw a horizontal line, such as psnr=19.66:Telea; may be repeated")
     add("--baselines", metavar="FILE", help="draw the scores of all baselines in this report.json of test.py")
     # fmt: on
-    parser.add_alias("--floor", "--baseline")
-    parser.add_alias("--floors", "--baselines")
     args = parser.parse_args(argv)
     if not 0 <= args.smooth <= 100:
         raise UserError(f"--smooth: must be between 0 and 100 percent, got {args.smooth:g}")

@@ -1,7 +1,7 @@
-"""Train with a preset: `train.py` with `--config`."""
+"""The documented command for training with a preset; the same program as `train.py`."""
 
 from train import main
 from utils import run_program
 
 if __name__ == "__main__":
-    run_program(lambda: main(prog="quick_train.py", presets=True), "quick_train.py")
+    run_program(lambda: main(prog="quick_train.py"), "quick_train.py")

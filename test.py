@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from evaluation.evaluate import ScoreSettings
     from evaluation.mask_packs import PackDataset
 
-RENAMED = {  # earlier names of flags
-    "--max_images": "--test_subset",
-    "--mask_coverage": "--mask_ratio",
-    "--fid": "--use_fid",
-    "--biharmonic": "--use_biharmonic",
+RENAMED = {  # flags by their earlier names
+    "max_images": "test_subset",
+    "mask_coverage": "mask_ratio",
+    "fid": "use_fid",
+    "biharmonic": "use_biharmonic",
 }
 
 
@@ -29,12 +29,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     Raises:
         UserError: for a flag that is unknown, missing, out of range, or in conflict with another.
     """
-    parser = OneLineParser(prog="test.py", description=__doc__)
+    parser = OneLineParser(prog="test.py", description=__doc__, renamed=RENAMED)
     add_common_flags(parser.add_argument)
     add_scoring_flags(parser.add_argument_group("score a folder").add_argument)
     add_filling_flags(parser.add_argument_group("fill one image, or all in a folder").add_argument)
-    for old, flag in RENAMED.items():
-        parser.add_alias(old, flag)
     args = parser.parse_args(argv)
     check_combinations(args)
     check_ranges(args)

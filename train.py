@@ -1,5 +1,7 @@
-"""Train an inpainting network: epochs, validations, savings, signals, and the command line around them."""
+"""Training of an inpainting network: loop over epochs and steps, validation, checkpoints, command line."""
 
+import contextlib
+import itertools
 import math
 import sys
 import time
@@ -7,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from filelock import FileLock
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -18,349 +21,354 @@ from inference.visualize import attention_heatmaps, comparison_grid, heatmap_gri
 from losses import InpaintingLoss
 from metrics import MetricsCalculator, lpips_score
 from models import InpaintingNetwork
-from training import dry_run
+from training.dry_run import print_report
 from training.loaders import make_loaders, set_position
 from training.prior_fit import fit_prior
-from training.process import (
-    Interrupted,
-    StopSignal,
-    WorkerLost,
-    is_connection_error,
-    process_group,
-    set_up_process,
-)
+from training.process import Interrupted, StopSignal, WorkerLost, process_group, set_up_process
 from training.run_dir import (
     EventLog,
     changed_settings,
-    find_state,
-    keep_checkpoints,
+    delete_old_checkpoints,
+    find_checkpoint,
     prepare_run_dir,
     try_to_save,
     warn_on_os_error,
 )
 from training.state import TrainingState
 from training.step import make_criterion, to_device, train_step
-from utils import UserError, atomic_path, is_shards, one_line, run_program
+from utils import UserError, atomic_path, is_shards, one_line, run_program, write_text
 
-NUM_PICTURES = 4  # validation images drawn
-MAX_NONFINITE_STEPS = 3  # steps in a row without a finite loss
-
-
-@torch.no_grad()
-def validate(run: TrainingState, loader: DataLoader) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
-    """Score the averaged weights on every image of `loader`.
-
-    Returns:
-        The mean metrics, and pictures (3, H, W) of the first images: `comparison` and `attention`.
-    """
-    config = run.config
-    network = cast(InpaintingNetwork, run.ema.module.eval())
-    calculator = MetricsCalculator(config.boundary_width, config.use_lpips, config.lpips_weights or None)
-    pictures: dict[str, torch.Tensor] = {}
-    for batch in tqdm(loader, desc="validating", unit="batch", leave=False, disable=None):
-        image, mask = to_device(batch, run)
-        outputs = network(image, mask)
-        calculator.update(outputs["output"], image, mask)
-        if not pictures:
-            image, mask = image[:NUM_PICTURES], mask[:NUM_PICTURES]
-            outputs = network(image, mask, return_attention=True)
-            heatmaps = attention_heatmaps(network, outputs, mask)
-            pictures = {
-                "comparison": comparison_grid(image, mask, outputs),
-                "attention": heatmap_grid(image, mask, heatmaps),
-            }
-    return calculator.compute(), pictures
+NUM_GRID_IMAGES = 4  # validation images in the grids
+MAX_NONFINITE_STEPS = 3  # consecutive steps without a finite loss
 
 
 def train(config: Config) -> Path:
-    """Run `config` from its start, or from the checkpoint that it resumes, to its end.
+    """Train from the start, or from the checkpoint that `config` resumes, to the end of the run.
 
-    Under `torchrun` every process takes its share of the images; the first one validates and writes.
+    Under `torchrun` every process trains on its share of the images; the first one validates and writes.
 
     Returns:
         The path of the best checkpoint by validation PSNR in the hole.
 
     Raises:
-        UserError: for anything that the user can mend, before the run folder is touched.
+        UserError: for a user error, before the run folder is touched.
         Interrupted: after SIGINT or SIGTERM, once the state is saved.
         WorkerLost: if another process of the run ended.
     """
     with process_group(config.device) as (rank, num_processes), StopSignal() as stop:
         device = select_device(config.device)
         set_up_process(config.seed)
-
-        run = TrainingState(config, device, rank, num_processes)
+        state = TrainingState(config, device, rank, num_processes)
         folder = Path(config.save_dir).resolve()
-        found = find_state(config, folder)
-        if found is not None:
-            run.load_state_dict(*found)
+        resumed = find_checkpoint(config, folder)
+        if resumed is not None:
+            state.load_state_dict(*resumed)
         elif config.init:
-            run.init_from_checkpoint(config.init)
-        run.check_same_checkpoint_on_all_ranks()
+            state.init_from_checkpoint(config.init)
+        state.check_same_checkpoint_on_all_ranks()
         criterion = make_criterion(config).to(device)
-        if config.use_lpips:  # find out now, not after an epoch, that its weights are missing
+        if config.use_lpips:  # missing weights are found now, not after an epoch
             probe = torch.zeros(1, 3, config.image_size, config.image_size, device=device)
             lpips_score(probe, probe, config.lpips_weights or None)
-        loaders = make_loaders(run)
-        lock = None
-        if rank == 0:
-            for loader in loaders:
-                report_unreadable(loader.dataset)  # type: ignore[arg-type]
-            checkpoint_bytes = 4 * 4 * sum(p.numel() for p in run.model.parameters())  # weights, EMA, moments
-            checkpoint_bytes += 4 * 2 * sum(b.numel() for b in run.model.buffers())
-            keep = found is not None and folder in found[1].parents
-            lock = prepare_run_dir(folder, config, keep, checkpoint_bytes)
-            changes = changed_settings(found[0]["config"], config) if found is not None else []
-            if changes:
-                print(f"resumed with other settings: {', '.join(changes)}")
-        if not (folder / "checkpoints" / "best_model.pth").exists():  # another folder's best stays there
-            run.best_psnr = -math.inf
-        try:
-            fit_prior(run)
-            return run_epochs(run, criterion, loaders, folder, stop)
-        except RuntimeError as error:
-            if num_processes > 1 and is_connection_error(error):
-                raise WorkerLost from error
-            raise
-        finally:
-            if lock is not None:
-                lock.release()
+        loaders = make_loaders(state)
+        with contextlib.ExitStack() as cleanup:
+            if rank == 0:
+                cleanup.callback(open_run_dir(state, loaders, resumed, folder).release)
+            fit_prior(state)
+            log = cleanup.enter_context(contextlib.closing(EventLog(folder / "logs", state.step, rank == 0)))
+            return run_epochs(state, criterion, loaders, folder, stop, log)
+
+
+def open_run_dir(
+    state: TrainingState,
+    loaders: tuple[DataLoader, DataLoader],
+    resumed: tuple[dict[str, Any], Path] | None,
+    folder: Path,
+) -> FileLock:
+    """Lock and prepare the run's folder, and print what will be trained; `resumed` is `find_checkpoint`'s."""
+    for loader in loaders:
+        report_unreadable(loader.dataset)  # type: ignore[arg-type]
+    parameters = sum(parameter.numel() for parameter in state.model.parameters())
+    buffers = sum(buffer.numel() for buffer in state.model.buffers())
+    keep = resumed is not None and folder in resumed[1].parents
+    # parameters with their average and two moments, buffers with their copy, 4 bytes each
+    lock = prepare_run_dir(folder, state.config, keep, checkpoint_bytes=4 * (4 * parameters + 2 * buffers))
+    changes = changed_settings(resumed[0]["config"], state.config) if resumed is not None else []
+    if changes:
+        print(f"resumed with other settings: {', '.join(changes)}")
+    if not (folder / "checkpoints" / "best_model.pth").exists():  # the checkpoint is from another folder
+        state.best_psnr = -math.inf
+    num_train, num_val = (len(loader.dataset) for loader in loaders)  # type: ignore[arg-type]
+    if is_shards(state.config.train_root):
+        num_train *= state.num_processes
+    print(
+        f"{num_train:,} training and {num_val:,} validation images, {parameters:,} parameters, {state.device}"
+        + (f", continuing after {state.step:,} steps" if state.step else "")
+    )
+    return lock
 
 
 def run_epochs(
-    run: TrainingState,
+    state: TrainingState,
     criterion: InpaintingLoss,
     loaders: tuple[DataLoader, DataLoader],
     folder: Path,
     stop: StopSignal,
+    log: EventLog,
 ) -> Path:
-    """Train, validate and save, epoch by epoch; as `train`."""
-    config, (train_loader, val_loader) = run.config, loaders
-    best_file, last_file = (folder / "checkpoints" / name for name in ("best_model.pth", "last.pth"))
-    network: nn.Module = run.model
+    """Train, validate and save epoch by epoch; see `train`."""
+    config, (train_loader, val_loader) = state.config, loaders
+    last_file = folder / "checkpoints" / "last.pth"
+    network: nn.Module = state.model
     if config.compile:
         network = cast(nn.Module, torch.compile(network))
-    if run.num_processes > 1:
+    if state.num_processes > 1:
         network = nn.parallel.DistributedDataParallel(network)
-    writer = None
-    saved = True
-    if run.rank == 0:
-        writer = EventLog(folder / "logs", run.step)
-        counts = [len(loader.dataset) for loader in loaders]  # type: ignore[arg-type]
-        if is_shards(config.train_root):
-            counts[0] *= run.num_processes
-        parameters = sum(parameter.numel() for parameter in run.model.parameters())
-        print(
-            f"{counts[0]:,} training and {counts[1]:,} validation images, "
-            f"{parameters:,} parameters, {run.device}"
-            + (f", continuing after {run.step:,} steps" if run.step else "")
-        )
-    while run.epoch < config.epochs and (run.batch > 0 or run.progress(len(train_loader)) < 1):
-        if run.batch == 0:
-            run.size, run.batch_size = config.stage_at(run.progress(len(train_loader)))
-        present = train_loader.dataset.image_size, train_loader.batch_size  # type: ignore[attr-defined]
-        if present != (run.size, run.batch_size):
-            train_loader, _ = make_loaders(run)
-        train_epoch(run, network, criterion, train_loader, writer, stop, last_file)
-        if stop.agreed is None:
-            start = time.perf_counter()
-            if writer is not None and is_validated(run, len(train_loader)):
-                try_to_save(run.state_dict(), last_file)  # who stops us may not wait for the validation
-            finish_epoch(run, len(train_loader), val_loader, writer, folder)
-            if writer is not None:
-                before, psnr = run.best_psnr, run.tracker.rows[-1].get("psnr", -math.inf)
-                if psnr > before:
-                    run.best_psnr = psnr
-                    if not try_to_save(run.state_dict(), best_file):
-                        run.best_psnr = before
-                if run.epoch % config.checkpoint_interval == 0:
-                    try_to_save(
-                        run.state_dict(), last_file.with_name(f"checkpoint_epoch_{run.epoch:04d}.pth")
-                    )
-                    keep_checkpoints(folder, config.keep_checkpoints)
-            run.elapsed_s += time.perf_counter() - start
-            stop.agreed = run.agree(stop.received)  # the others wait here for the validation
-        if writer is not None:
-            saved = try_to_save(run.state_dict(), last_file)
-        if stop.agreed is not None:
+    signum, saved = 0, True
+    while state.epoch < config.epochs and (state.batch > 0 or state.progress(len(train_loader)) < 1):
+        if state.batch == 0:
+            state.size, state.batch_size = config.stage_at(state.progress(len(train_loader)))
+        stage = train_loader.dataset.image_size, train_loader.batch_size  # type: ignore[attr-defined]
+        if stage != (state.size, state.batch_size):
+            train_loader, _ = make_loaders(state)
+        signum = train_epoch(state, network, criterion, train_loader, folder, stop, log)
+        if not signum:
+            signum = finish_epoch(state, len(train_loader), val_loader, folder, stop, log)
+        saved = save(state, last_file)
+        if signum:
             break
-    if writer is not None:
-        writer.close()
     if not saved:
         raise UserError(
             f"--save_dir: the end of the run could not be saved to {last_file}; make room, --resume auto"
         )
-    if stop.agreed is not None:
-        if run.rank == 0:
-            print(f"stopped after {run.step:,} steps; --resume auto goes on from here")
-        raise Interrupted(stop.agreed)
-    if run.rank == 0:
-        print(f"best PSNR in the hole: {run.best_psnr:.2f} dB, in {best_file}")
+    if signum:
+        if state.rank == 0:
+            print(f"stopped after {state.step:,} steps; --resume auto continues from here")
+        raise Interrupted(signum)
+    best_file = folder / "checkpoints" / "best_model.pth"
+    if state.rank == 0:
+        print(f"best PSNR in the hole: {state.best_psnr:.2f} dB, in {best_file}")
     return best_file
 
 
 def train_epoch(
-    run: TrainingState,
+    state: TrainingState,
     network: nn.Module,
     criterion: InpaintingLoss,
     loader: DataLoader,
-    writer: EventLog | None,
+    folder: Path,
     stop: StopSignal,
-    last_file: Path,
-) -> None:
-    """Train to the end of the epoch, of the run's time, or to a signal, whichever comes first.
+    log: EventLog,
+) -> int:
+    """Train to the end of the epoch, or until a signal, the time limit or its next stage ends it early.
 
-    An epoch also ends where a plan in time asks for another size. `last_file` is written now and then.
+    Returns:
+        The number of the signal, or 0.
+
+    Raises:
+        UserError: after `MAX_NONFINITE_STEPS` consecutive steps without a finite loss.
     """
-    config = run.config
-    saved = time.perf_counter()
-    if run.progress(len(loader)) >= 1:  # it was stopped at its very end
-        return
+    config, num_batches, last_file = state.config, len(loader), folder / "checkpoints" / "last.pth"
+    if state.progress(num_batches) >= 1:  # the run was stopped between its last step and its validation
+        return 0
     network.train()
-    set_position(loader, run.epoch, run.batch * run.batch_size * run.num_processes)
-    bar = tqdm(
-        total=len(loader),
-        initial=run.batch,
-        desc=f"epoch {run.epoch + 1}/{config.epochs}",
-        unit="batch",
-        disable=None if run.rank == 0 else True,
-    )
-    group: list[dict[str, Any]] = []
-    start = time.perf_counter()
-    for batch in loader:
-        group.append(batch)
-        if len(group) < config.accumulate and run.batch + len(group) < len(loader):
-            continue
-        progress = run.progress(len(loader))
-        losses = train_step(run, network, criterion, group, progress)
-        run.num_nonfinite = run.num_nonfinite + 1 if losses is None else 0
-        num_images = sum(len(batch["image"]) for batch in group) * run.num_processes
-        elapsed, start = time.perf_counter() - start, time.perf_counter()
-        run.batch, run.step = run.batch + len(group), run.step + 1
-        run.images, run.elapsed_s = run.images + num_images, run.elapsed_s + elapsed
-        nonfinite_folder = last_file.parents[1] / "nonfinite"
-        if losses is None:
-            dump_batches(run, group, nonfinite_folder)
-        else:
-            for name, value in (losses | {"images": 1, "seconds": elapsed / num_images}).items():
-                run.sums[name] = run.sums.get(name, 0.0) + value * num_images
-            if writer is not None:
-                log_step(run, losses, criterion.weights(progress), num_images / elapsed, writer)
-        bar.update(len(group))
-        bar.set_postfix(loss=f"{losses['total']:.4f}" if losses is not None else "not finite")
-        group = []
-        if run.num_nonfinite >= MAX_NONFINITE_STEPS:
-            if writer is not None:
-                writer.close()
-                try_to_save(run.state_dict(), last_file)
-            raise UserError(
-                f"{MAX_NONFINITE_STEPS} steps running, up to step {run.step}, had a loss or gradient "
-                f"that is not finite: look at their batches in {nonfinite_folder}, "
-                f"or try a lower --lr with --resume auto"
-            )
-        stop.agreed = run.agree(stop.received)
-        progress = run.progress(len(loader))
-        if stop.agreed is not None or progress >= 1:
-            break
-        if config.max_minutes and config.stage_at(progress) != (run.size, run.batch_size):
-            break
-        if writer is not None and time.perf_counter() - saved > 60 * config.save_minutes:
-            try_to_save(run.state_dict(), last_file)
-            saved = time.perf_counter()
-    bar.close()
+    set_position(loader, state.epoch, state.batch * state.batch_size * state.num_processes)
+    title, hidden = f"epoch {state.epoch + 1}/{config.epochs}", None if state.rank == 0 else True
+    with tqdm(total=num_batches, initial=state.batch, desc=title, unit="batch", disable=hidden) as bar:
+        start = last_save = time.perf_counter()
+        iterator = iter(loader)
+        while batches := list(itertools.islice(iterator, config.accumulate)):
+            progress = state.progress(num_batches)
+            losses = train_step(state, network, criterion, batches, progress)
+            num_images = sum(len(batch["image"]) for batch in batches) * state.num_processes
+            elapsed_s, start = time.perf_counter() - start, time.perf_counter()
+            state.count_step(losses, len(batches), num_images, elapsed_s)
+            if losses is None:
+                handle_nonfinite(state, batches, folder)
+            else:
+                log_step(state, losses, criterion.weights(progress), num_images / elapsed_s, log)
+            bar.update(len(batches))
+            bar.set_postfix(loss="not finite" if losses is None else f"{losses['total']:.4f}")
+            signum, progress = synchronize(state, stop), state.progress(num_batches)
+            is_next_stage = config.max_minutes and config.stage_at(progress) != (state.size, state.batch_size)
+            if signum or progress >= 1 or is_next_stage:
+                return signum
+            if time.perf_counter() - last_save > 60 * config.save_minutes:
+                save(state, last_file)
+                last_save = time.perf_counter()
+    return 0
 
 
-def dump_batches(run: TrainingState, batches: list[dict[str, Any]], folder: Path) -> None:
-    """Keep what spoilt a step, images, masks, names and position, to be replayed."""
-    content = {"epoch": run.epoch, "batch": run.batch, "step": run.step, "seed": run.config.seed}
-    path = folder / f"step_{run.step:07d}_process_{run.rank}.pth"
-    try_to_save(content | {"batches": batches}, path)
-    print(f"warning: step {run.step} was not finite and is skipped; its batch is in {path}", file=sys.stderr)
+def handle_nonfinite(state: TrainingState, batches: list[dict[str, Any]], folder: Path) -> None:
+    """Save the batches of a skipped step for inspection.
+
+    Raises:
+        UserError: if it was one of `MAX_NONFINITE_STEPS` consecutive steps; the state is saved before.
+    """
+    path = folder / "nonfinite" / f"step_{state.step:07d}_process_{state.rank}.pth"
+    position = {"epoch": state.epoch, "batch": state.batch, "step": state.step, "seed": state.config.seed}
+    try_to_save(position | {"batches": batches}, path)
+    print(f"warning: step {state.step} was not finite and is skipped; see {path}", file=sys.stderr)
+    if state.num_nonfinite >= MAX_NONFINITE_STEPS:
+        save(state, folder / "checkpoints" / "last.pth")
+        raise UserError(
+            f"{MAX_NONFINITE_STEPS} consecutive steps, up to step {state.step}, had a loss or gradient "
+            f"that is not finite: look at their batches in {path.parent}, or lower --lr and --resume auto"
+        )
+
+
+def synchronize(state: TrainingState, stop: StopSignal) -> int:
+    """Give all processes the longest of their times; returns the signal that any of them received, or 0."""
+    state.elapsed_s, signum = state.max_over_processes(state.elapsed_s, stop.received)
+    return int(signum)
+
+
+def save(state: TrainingState, path: Path) -> bool:
+    """Save a checkpoint from the first process; returns False if it could not be written."""
+    return state.rank != 0 or try_to_save(state.state_dict(), path)
 
 
 def log_step(
-    run: TrainingState,
+    state: TrainingState,
     losses: dict[str, float],
     weights: dict[str, float],
     images_per_s: float,
-    writer: EventLog,
+    log: EventLog,
 ) -> None:
-    """Write one step's scalars for TensorBoard."""
+    """Write the scalars of one step to TensorBoard."""
     for name, value in losses.items():
-        writer.add_scalar("train/grad_norm" if name == "grad_norm" else f"loss/{name}", value, run.step)
+        log.add_scalar("train/grad_norm" if name == "grad_norm" else f"loss/{name}", value, state.step)
     for name, value in weights.items():
-        writer.add_scalar(f"weight/{name}", value, run.step)
-    writer.add_scalar("train/lr", run.optimizers[0].param_groups[0]["lr"], run.step)
-    writer.add_scalar("train/images_per_s", images_per_s, run.step)
-
-
-def is_validated(run: TrainingState, batches: int) -> bool:
-    """Whether the epoch that ends, of so many batches, is validated: every n-th is, and the last."""
-    last = run.batch < batches or run.epoch + 1 == run.config.epochs or run.progress(batches) >= 1
-    return last or (run.epoch + 1) % run.config.val_interval == 0
+        log.add_scalar(f"weight/{name}", value, state.step)
+    log.add_scalar("train/lr", state.optimizers[0].param_groups[0]["lr"], state.step)
+    log.add_scalar("train/images_per_s", images_per_s, state.step)
 
 
 def finish_epoch(
-    run: TrainingState, batches: int, val_loader: DataLoader, writer: EventLog | None, folder: Path
-) -> None:
-    """Validate if it is time, and write the epoch's row, curves and pictures."""
-    sums = run.sums
-    validated = is_validated(run, batches)
-    seconds, num_images = sums.pop("seconds", math.nan), sums.pop("images", math.nan)
-    means = {name: value / num_images for name, value in sums.items()}
-    run.epoch, run.batch, run.sums = run.epoch + 1, 0, {}
-    if writer is None:
-        return
+    state: TrainingState,
+    num_batches: int,
+    val_loader: DataLoader,
+    folder: Path,
+    stop: StopSignal,
+    log: EventLog,
+) -> int:
+    """Validate if it is due, write the epoch's metrics, and save its checkpoints.
 
-    metrics, pictures = validate(run, val_loader) if validated else ({}, {})
-    run.tracker.add(
-        run.epoch,
-        {name: value for name, value in means.items() if name != "grad_norm"},
-        metrics,
-        step=run.step,
-        images=run.images,
-        size=run.size,
-        lr=run.optimizers[0].param_groups[0]["lr"],
-        grad_norm=means.get("grad_norm", math.nan),
-        images_per_s=num_images / seconds,
+    Returns:
+        The number of a signal received until then, or 0.
+    """
+    config, checkpoints, start = state.config, folder / "checkpoints", time.perf_counter()
+    is_last = (
+        state.batch < num_batches or state.epoch + 1 == config.epochs or state.progress(num_batches) >= 1
     )
-    with warn_on_os_error(folder / "metrics.csv"), atomic_path(folder / "metrics.csv") as temporary:
-        temporary.write_text(run.tracker.to_csv())
-    if validated:
+    is_validated = is_last or (state.epoch + 1) % config.val_interval == 0
+    if is_validated:
+        save(state, checkpoints / "last.pth")  # a kill during the validation then loses no step
+    means = state.finish_epoch()
+    if state.rank == 0:
+        metrics, grids = validate(state, val_loader) if is_validated else ({}, {})
+        write_epoch(state, means, metrics, grids, folder, log)
+        psnr, best_psnr = metrics.get("psnr", -math.inf), state.best_psnr
+        if psnr > best_psnr:
+            state.best_psnr = psnr
+            if not save(state, checkpoints / "best_model.pth"):
+                state.best_psnr = best_psnr
+        if state.epoch % config.checkpoint_interval == 0:
+            save(state, checkpoints / f"checkpoint_epoch_{state.epoch:04d}.pth")
+            delete_old_checkpoints(folder, config.keep_checkpoints)
+    state.elapsed_s += time.perf_counter() - start
+    return synchronize(state, stop)  # the other processes wait here for the validation
+
+
+@torch.no_grad()
+def validate(state: TrainingState, loader: DataLoader) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+    """Score the averaged weights on every image of `loader`.
+
+    Returns:
+        The mean metrics, and grids (3, H, W) of the first images: `comparison` and `attention`.
+    """
+    config = state.config
+    network = cast(InpaintingNetwork, state.ema.module.eval())
+    calculator = MetricsCalculator(config.boundary_width, config.use_lpips, config.lpips_weights or None)
+    grids: dict[str, torch.Tensor] = {}
+    for batch in tqdm(loader, desc="validating", unit="batch", leave=False, disable=None):
+        image, mask = to_device(batch, state)
+        outputs = network(image, mask)
+        calculator.update(outputs["output"], image, mask)
+        if not grids:
+            image, mask = image[:NUM_GRID_IMAGES], mask[:NUM_GRID_IMAGES]
+            outputs = network(image, mask, return_attention=True)
+            heatmaps = attention_heatmaps(network, outputs, mask)
+            grids = {
+                "comparison": comparison_grid(image, mask, outputs),
+                "attention": heatmap_grid(image, mask, heatmaps),
+            }
+    return calculator.compute(), grids
+
+
+def write_epoch(
+    state: TrainingState,
+    means: dict[str, float],
+    metrics: dict[str, float],
+    grids: dict[str, torch.Tensor],
+    folder: Path,
+    log: EventLog,
+) -> None:
+    """Write the row of an epoch and, if it was validated, its curves and image grids.
+
+    Args:
+        means: see `TrainingState.finish_epoch`.
+        metrics, grids: see `validate`; empty if the epoch was not validated.
+    """
+    state.tracker.add(
+        state.epoch,
+        {name: value for name, value in means.items() if name not in ("grad_norm", "seconds")},
+        metrics,
+        step=state.step,
+        images=state.images,
+        size=state.size,
+        lr=state.optimizers[0].param_groups[0]["lr"],
+        grad_norm=means.get("grad_norm", math.nan),
+        images_per_s=1 / means.get("seconds", math.nan),
+    )
+    with warn_on_os_error(folder / "metrics.csv"):
+        write_text(state.tracker.to_csv(), folder / "metrics.csv")
+    if metrics:
         from torchvision.utils import save_image  # slow to import
 
         for name, value in metrics.items():
-            writer.add_scalar(f"val/{name}", value, run.step)
-        for name, picture in pictures.items():
-            writer.add_image(f"val/{name}", picture, run.step)
-            path = folder / "visualizations" / f"epoch_{run.epoch:04d}_{name}.png"
+            log.add_scalar(f"val/{name}", value, state.step)
+        for name, grid in grids.items():
+            log.add_image(f"val/{name}", grid, state.step)
+            path = folder / "visualizations" / f"epoch_{state.epoch:04d}_{name}.png"
             with warn_on_os_error(path), atomic_path(path) as temporary:
-                save_image(picture, temporary, format="png")
+                save_image(grid, temporary, format="png")
         with warn_on_os_error(folder / "visualizations"):
-            run.tracker.draw(folder / "visualizations")
-        print(f"epoch {run.epoch}: " + ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
-    writer.flush()
+            state.tracker.draw(folder / "visualizations")
+        print(f"epoch {state.epoch}: " + ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+    log.flush()
 
 
-def main(argv: list[str] | None = None, *, prog: str = "train.py", presets: bool = False) -> int:
-    """Train as the command line says; returns the exit status: 2 for a user's mistake, 130 or 143 if
-    stopped by a signal, 1 if another process of the run was lost.
+def main(argv: list[str] | None = None, *, prog: str = "train.py") -> int:
+    """Run the command line; returns the exit status.
+
+    It is 2 for a user error, 1 if another process of the run was lost, 130 or 143 after a signal.
     """
     try:
-        config = parse_config(argv, prog, presets)
+        config = parse_config(argv, prog)
         if config.dry_run:
-            dry_run.report(config)
+            print_report(config)
         else:
             train(config)
     except UserError as error:
         print(f"{prog}: error: {one_line(error)}", file=sys.stderr)
         return 2
     except WorkerLost:
-        message = "another process of the run ended; --resume auto goes on from the last checkpoint"
+        message = "another process of the run ended; --resume auto continues from the last checkpoint"
         print(f"{prog}: error: {message}", file=sys.stderr)
         return 1
-    except Interrupted as stop:
-        return 128 + stop.signum
+    except Interrupted as interruption:
+        return 128 + interruption.signum
     return 0
 
 

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import pickle
+import re
 import sys
 import warnings
 import zipfile
@@ -41,14 +42,22 @@ class DefaultsFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """A parser whose errors are `UserError`s: one line, without the usage."""
+    """A parser whose errors are `UserError`s: one line, without the usage.
 
-    def __init__(self, **kwargs: Any) -> None:
+    Args:
+        renamed: flags by their earlier names, without dashes: they work, but `--help` does not show them.
+    """
+
+    def __init__(self, renamed: dict[str, str] | None = None, **kwargs: Any) -> None:
         super().__init__(allow_abbrev=False, formatter_class=DefaultsFormatter, **kwargs)
+        self.renamed = renamed or {}
 
-    def add_alias(self, old: str, flag: str) -> None:
-        """Accept `old`, an earlier name of a flag, which `--help` does not show."""
-        self._option_string_actions[old] = self._option_string_actions[flag]
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        arguments = sys.argv[1:] if args is None else args
+        current = [
+            re.sub(r"^--(\w+)", lambda m: f"--{self.renamed.get(m[1], m[1])}", text) for text in arguments
+        ]
+        return super().parse_known_args(current, namespace)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(message)

@@ -1,18 +1,20 @@
-"""Whether a training run that is killed again and again ends as if nothing had been.
+"""Check that a training run that is killed repeatedly ends like an undisturbed one, bit for bit.
 
-One run goes to its end undisturbed. Another of the same settings is killed by SIGKILL at random moments,
-about half of them while a checkpoint is being written, and resumed by `--resume auto` each time. Weights,
-averaged weights, optimizer states and metrics have to be equal bit for bit, with no temporary file left.
+One run is undisturbed. Another with the same settings is killed by SIGKILL at random moments, about half
+of them while a checkpoint is being written, and resumed by `--resume auto` each time. Weights, averaged
+weights, optimizer states and metrics have to be bit-identical, with no temporary file left.
 """
 
 import csv
 import json
+import multiprocessing
+import os
 import random
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +22,15 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import train
 from inference.checkpoints import load_checkpoint
 from utils import OneLineParser
 
-ROOT = Path(__file__).parents[1]
 TIMES = {"seconds", "images_per_s", "elapsed_s"}  # differ from run to run
 
 
 def differences(first: Any, second: Any, where: str = "") -> list[str]:
-    """Where two states differ, times apart."""
+    """The paths at which two states differ, apart from times."""
     if isinstance(first, torch.Tensor):
         return [] if torch.equal(first, second) else [where]
     if isinstance(first, dict) and isinstance(second, dict) and first.keys() == second.keys():
@@ -36,30 +38,46 @@ def differences(first: Any, second: Any, where: str = "") -> list[str]:
     elif isinstance(first, list) and isinstance(second, list) and len(first) == len(second):
         pairs = [(str(i), *pair) for i, pair in enumerate(zip(first, second, strict=True))]
     else:
-        same = first == second or (first != first and second != second)  # NaN is like NaN here
+        same = first == second or (first != first and second != second)  # NaN equals NaN here
         return [] if same else [where]
-    return [found for key, x, y in pairs for found in differences(x, y, f"{where}.{key}")]
+    return [path for key, x, y in pairs for path in differences(x, y, f"{where}.{key}")]
 
 
 def temporaries(folder: Path) -> set[Path]:
     return set(folder.rglob(".*.tmp"))
 
 
-def kill_once(command: list[str], folder: Path, generator: random.Random, at_writing: bool) -> bool:
+def start(argv: list[str]) -> ForkProcess:
+    """Start a run in a process of its own, which need not import anything again."""
+
+    def run() -> None:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
+        sys.exit(train.main(argv))
+
+    process = multiprocessing.get_context("fork").Process(target=run)
+    process.start()
+    return process
+
+
+def finish(process: ForkProcess) -> None:
+    process.join()
+    if process.exitcode:
+        raise RuntimeError(f"the run failed with status {process.exitcode}")
+
+
+def kill_once(argv: list[str], folder: Path, generator: random.Random, at_writing: bool) -> bool:
     """Start or resume the run, let it save a few times, kill it; returns whether it was writing a checkpoint.
 
     Raises:
-        RuntimeError: if the run came to its end before.
+        RuntimeError: if the run ended before.
     """
     last_file = folder / "checkpoints" / "last.pth"
-    process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
+    process = start(argv)
 
     def wait_for(event: Callable[[], bool]) -> None:
         while not event():
-            if process.poll() is not None:
-                raise RuntimeError(f"the run was over before it was killed: {process.communicate()[1]}")
+            if not process.is_alive():
+                raise RuntimeError("the run ended before it was killed")
             time.sleep(0.0005)
 
     def saved() -> int:
@@ -74,45 +92,46 @@ def kill_once(command: list[str], folder: Path, generator: random.Random, at_wri
     else:
         time.sleep(generator.uniform(0, 1))
     process.kill()
-    process.communicate()
+    process.join()
     return bool(temporaries(folder / "checkpoints"))
 
 
 def main(argv: list[str] | None = None) -> int:
     """Returns 1 if the runs differ."""
     parser = OneLineParser(prog="kill.py", description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=30, metavar="N")
-    parser.add_argument("--epochs", type=int, default=40, metavar="N", help="of the run; each is 25 steps")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the moments")
+    parser.add_argument("--kills", type=int, default=30, metavar="N", help="number of kills")
+    parser.add_argument("--epochs", type=int, default=40, metavar="N", help="epochs, each of 25 steps")
+    parser.add_argument("--seed", type=int, default=0, metavar="SEED", help="seed of the moments")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as name:
-        folders = [Path(name) / each for each in ("whole", "killed")]
+        folders = [Path(name) / "undisturbed", Path(name) / "killed"]
         common = [
-            sys.executable, "train.py", "--train_root=sample", "--val_root=sample", "--val_subset=4",
+            "--train_root=sample", "--val_root=sample", "--val_subset=4",
             "--train_subset=50", "--image_size=32", "--base_channels=16", "--bottleneck_depth=1",
             "--batch_size=2", "--num_workers=0", "--lr=1e-3", "--optimizer=muon", "--val_interval=4",
             "--checkpoint_interval=4", "--save_minutes=0.005", "--device=cpu", "--resume=auto",
-            f"--epochs={args.epochs}", f"--cache_dir={name}/cache",
+            "--prior_rank=16", f"--epochs={args.epochs}", f"--cache_dir={name}/cache",
         ]  # fmt: skip
-        subprocess.run([*common, f"--save_dir={folders[0]}"], cwd=ROOT, check=True, capture_output=True)
+        undisturbed = start([*common, f"--save_dir={folders[0]}"])
         generator, writing = random.Random(args.seed), 0
-        command = [*common, f"--save_dir={folders[1]}"]
+        argv_killed = [*common, f"--save_dir={folders[1]}"]
         for number in range(args.kills):
-            at_writing = number % 2 == 0  # a third has to hit, and not every one does
-            writing += kill_once(command, folders[1], generator, at_writing)
+            at_writing = number % 2 == 0  # not every one hits
+            writing += kill_once(argv_killed, folders[1], generator, at_writing)
             print(f"killed {number + 1} times, {writing} of them while writing", flush=True)
-        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-        states = [load_checkpoint(folder / "checkpoints" / "last.pth", "--resume") for folder in folders]
-        for state in states:
-            del state["config"]
-        found = differences(states[0], states[1])
+        finish(start(argv_killed))
+        finish(undisturbed)
+        checkpoints = [load_checkpoint(folder / "checkpoints" / "last.pth", "--resume") for folder in folders]
+        for checkpoint in checkpoints:
+            del checkpoint["config"]
+        differing = differences(checkpoints[0], checkpoints[1])
         tables = [
             [{key: value for key, value in row.items() if key not in TIMES} for row in csv.DictReader(lines)]
             for lines in ((folder / "metrics.csv").read_text().splitlines() for folder in folders)
         ]
         left = sorted(str(path.relative_to(name)) for path in temporaries(Path(name)))
-    differing = found + ([] if tables[0] == tables[1] else ["metrics.csv"])
-    report = {"kills": args.kills, "while writing": writing, "steps": states[0]["counters"]["step"]}
+    differing += [] if tables[0] == tables[1] else ["metrics.csv"]
+    report = {"kills": args.kills, "while writing": writing, "steps": checkpoints[0]["counters"]["step"]}
     print(json.dumps(report | {"differing": differing[:9], "left": left}))
     return int(bool(differing or left))
 

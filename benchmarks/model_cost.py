@@ -1,8 +1,8 @@
-"""What the network of each preset costs: parameters, multiply-accumulates, time and memory by image size.
+"""Cost of the network of each preset: parameters, multiply-accumulates, time and memory by image size.
 
 Times are medians of interleaved rounds, per image. "× dense" is the time relative to a stack of plain 3×3
 convolutions (64 channels, ReLU between) with the same number of multiply-accumulates at the same
-image size, timed in the same rounds: how far the network is from the machine's best.
+image size, timed in the same rounds: the distance from the best that the machine can do.
 """
 
 import argparse
@@ -22,14 +22,15 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from config import PRESETS, get_config
 from losses import InpaintingLoss
 from models import InpaintingNetwork
+from training.dry_run import peak_memory
 from training.process import keep_freed_memory
 
 WIDTH = 64  # channels of the dense stack
-REDUCTION = 4  # it works at a quarter of the image's side, as much of the network does
+REDUCTION = 4  # the stack works at 1/4 of the resolution, like much of the network
 
 
 def inputs(size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """One image and a hole of a quarter of it."""
+    """One image, and a mask of a quarter of it."""
     torch.manual_seed(0)
     image = torch.rand(1, 3, size, size).to(memory_format=torch.channels_last)
     mask = torch.zeros(1, 1, size, size)
@@ -62,50 +63,42 @@ def medians(functions: list[Callable[[], object]], rounds: int) -> list[float]:
     """The median seconds of each function, called in turn, after one unmeasured round."""
     times: list[list[float]] = [[] for _ in functions]
     for i in range(rounds + 1):
-        for each, function in zip(times, functions, strict=True):
+        for seconds, function in zip(times, functions, strict=True):
             start = time.perf_counter()
             function()
             if i:
-                each.append(time.perf_counter() - start)
-    return [statistics.median(each) for each in times]
+                seconds.append(time.perf_counter() - start)
+    return [statistics.median(seconds) for seconds in times]
 
 
-def peak_memory(preset: str, size: int, training: bool) -> float:
-    """Peak resident MiB of a fresh process that does one forward pass, or two training steps."""
+def measure_memory(preset: str, size: int, training: bool) -> float:
+    """Peak resident MiB of a new process that does two forward passes or two training steps."""
     command = [sys.executable, __file__, "--memory_of", preset, str(size), "train" if training else "forward"]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
-def peak_resident() -> float:
-    """The largest resident MiB of this process so far: Linux's `VmHWM`, begun anew with the program."""
-    line = next(
-        each for each in Path("/proc/self/status").read_text().splitlines() if each.startswith("VmHWM")
-    )
-    return int(line.split()[1]) / 1024
-
-
 def use_memory(preset: str, size: int, mode: str) -> None:
-    """Do the work whose memory is measured, and print the peak less what the imports and weights took."""
+    """Do the work whose memory is measured; print the peak minus the memory of imports and weights."""
     image, mask = inputs(size)
     network = network_of(preset)
-    before = peak_resident()
+    before = peak_memory()
     for _ in range(2):
         if mode == "train":
             InpaintingLoss()(network(image, mask), image, mask)["total"].backward()
         else:
             with torch.no_grad():
                 network.eval()(image, mask)
-    print(peak_resident() - before)
+    print((peak_memory() - before) / 2**20)
 
 
 def same_networks(presets: list[str]) -> dict[str, str]:
-    """The presets that share an architecture, joined, by the first of them."""
-    names: dict[str, list[str]] = {}
+    """The labels of the presets with the same architecture, by the first of them."""
+    labels: dict[str, list[str]] = {}
     for preset in presets:
         architecture = get_config(preset).architecture()
-        first = next((each for each in names if get_config(each).architecture() == architecture), preset)
-        names.setdefault(first, []).append(f"`{preset}`")
-    return {first: ", ".join(each) for first, each in names.items()}
+        first = next((name for name in labels if get_config(name).architecture() == architecture), preset)
+        labels.setdefault(first, []).append(f"`{preset}`")
+    return {first: ", ".join(names) for first, names in labels.items()}
 
 
 def measure(preset: str, label: str, size: int, rounds: int) -> str:
@@ -137,15 +130,15 @@ def measure(preset: str, label: str, size: int, rounds: int) -> str:
     cells = [label, str(size), f"{parameters / 1e6:.2f} + {fitted / 1e6:.2f} M", f"{macs / 1e9:.2f}"]
     cells += [f"{times[0] * 1e3:.0f} ms", f"{times[0] / times[1]:.1f}"]
     cells += [f"{times[2] * 1e3:.0f} ms", f"{times[2] / times[3]:.1f}"]
-    cells += [f"{peak_memory(preset, size, training):.0f} MiB" for training in (False, True)]
+    cells += [f"{measure_memory(preset, size, training):.0f} MiB" for training in (False, True)]
     return "| " + " | ".join(cells) + " |"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--presets", nargs="+", default=list(PRESETS), choices=PRESETS)
+    parser.add_argument("--presets", nargs="+", default=list(PRESETS), choices=PRESETS, metavar="PRESET")
     parser.add_argument("--sizes", nargs="+", type=int, default=[64, 128, 256, 512], metavar="PIXELS")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="timed rounds")
     parser.add_argument("--memory_of", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_flush_denormal(True)

@@ -1,8 +1,8 @@
-"""Race variants of the network for equal processor time: what each part brings in the same minutes.
+"""Compare variants of the network after training for equal processor time.
 
-Every variant trains from scratch on one core, by train.py's own steps and with any of its flags, with the
+Every variant trains from scratch on one core, by the steps of train.py and with any of its flags, on the
 same seed, images and masks, until its process has used the given minutes of processor time (not
-wall-clock: the runs may share a machine). Its averaged weights are then scored on the same masks as
+wall-clock time: the runs may share a machine). Its averaged weights are then scored on the same masks as
 `cv2.INPAINT_TELEA`.
 """
 
@@ -24,22 +24,21 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import models
 from config import parse_config
 from dataset import InpaintingDataset
-from inference.device import seed_everything
 from layers import ChannelNorm, ResidualBlock, residual_blocks
 from models import InpaintingNetwork, MaskQueryCrossAttention
 from training.loaders import make_loaders
 from training.prior_fit import fit_prior
-from training.process import keep_freed_memory
+from training.process import set_up_process
 from training.state import TrainingState
 from training.step import make_criterion, train_step
 from utils import OneLineParser
 
-WHOLE = 2**31  # a pyramid's base that no image is larger than
+NO_PYRAMID = 2**31  # pyramid base larger than any image
 BUCKETS = ((0.1, 0.2), (0.2, 0.4), (0.4, 0.6))
 
 
 class NoAttention(nn.Module):
-    """Stands where an attention stood and adds nothing."""
+    """Replacement of an attention stage that adds nothing."""
 
     def forward(self, x: torch.Tensor, *_: object) -> tuple[torch.Tensor, None]:
         return torch.zeros_like(x), None
@@ -87,11 +86,11 @@ def no_attention() -> InpaintingNetwork:
 
 def no_prefill() -> InpaintingNetwork:
     models.push_pull = lambda image, mask: torch.where(mask > 0, 0.5, image)
-    return base(pyramid_base=WHOLE, prior_rank=0)
+    return base(pyramid_base=NO_PYRAMID, prior_rank=0)
 
 
 class CoarsePyramid(InpaintingNetwork):
-    """The smaller copies are completed by the coarse decoder alone."""
+    """Network that completes the smaller copies by the coarse decoder alone."""
 
     def forward(self, image: torch.Tensor, mask: torch.Tensor, return_attention: bool = False) -> dict:
         self.size = image.shape[-2:]
@@ -103,14 +102,14 @@ class CoarsePyramid(InpaintingNetwork):
         if image.shape[-2:] == self.size:
             return super().complete_over(prefill, image, mask, return_attention)
         refinement, decoder = self.refinement, self.refinement_decoder
-        self.refinement, self.refinement_decoder = Nothing(), Nothing()  # type: ignore[assignment]
+        self.refinement, self.refinement_decoder = NoRefinement(), NoRefinement()  # type: ignore[assignment]
         outputs = super().complete_over(prefill, image, mask)
         self.refinement, self.refinement_decoder = refinement, decoder
         return outputs
 
 
-class Nothing(nn.Module):
-    """Stands where the refinement stood: no stages, and a residual of zero."""
+class NoRefinement(nn.Module):
+    """Replacement of the refinement and its decoder: no stages, and a residual of zero."""
 
     def forward(self, *inputs: object) -> object:
         return ([], []) if len(inputs) > 1 else 0
@@ -123,7 +122,7 @@ def bottleneck(*blocks: nn.Module) -> InpaintingNetwork:
 
 
 def full_size() -> InpaintingNetwork:
-    """One of the two blocks at 1/8 size exchanged for one at full size."""
+    """One of the two blocks at 1/8 resolution replaced by one at full resolution."""
     network = base(bottleneck_depth=1)
     network.coarse_decoder.to_rgb = nn.Sequential(ResidualBlock(40), models.zero_module(nn.Conv2d(40, 3, 1)))
     return network
@@ -139,7 +138,7 @@ def no_norm() -> InpaintingNetwork:
 
 
 def quarter_size(depth: int) -> InpaintingNetwork:
-    """Another number of blocks at 1/4 size in the coarse decoder."""
+    """Another number of blocks at 1/4 resolution in the coarse decoder."""
     network = base()
     network.coarse_decoder.block3 = residual_blocks(160, depth, hidden=80)
     return network
@@ -147,7 +146,7 @@ def quarter_size(depth: int) -> InpaintingNetwork:
 
 VARIANTS: dict[str, Callable[[], InpaintingNetwork]] = {
     "base": base,
-    "no_pyramid": lambda: base(pyramid_base=WHOLE, prior_rank=0),
+    "no_pyramid": lambda: base(pyramid_base=NO_PYRAMID, prior_rank=0),
     "no_prefill": no_prefill,
     "no_prior": lambda: base(prior_rank=0),
     "coarse_pyramid": lambda: CoarsePyramid(40, prior_rank=256),
@@ -174,7 +173,7 @@ VARIANTS: dict[str, Callable[[], InpaintingNetwork]] = {
 def score(
     network: nn.Module, root: str, size: int, mask_ratio: tuple[float, float], count: int, cache: str
 ) -> list[float]:
-    """Mean PSNR in the hole of output, coarse and Telea over `count` images."""
+    """Mean PSNR in the hole of output, coarse completion and Telea over `count` images."""
     dataset = InpaintingDataset(
         root, size, training=False, max_images=count, mask_ratio=mask_ratio, cache_dir=cache
     )
@@ -190,8 +189,8 @@ def score(
         hole = mask[0] > 0
         rows.append(
             [
-                -10 * math.log10((filled - image)[:, hole].square().mean())
-                for filled in (outputs["output"][0], outputs["coarse"][0], telea)
+                -10 * math.log10((completion - image)[:, hole].square().mean())
+                for completion in (outputs["output"][0], outputs["coarse"][0], telea)
             ]
         )
     return np.mean(rows, axis=0).round(3).tolist()
@@ -200,36 +199,36 @@ def score(
 def main() -> None:
     parser = OneLineParser(prog="race.py", description=__doc__.splitlines()[0])
     parser.add_argument("variant", choices=VARIANTS)
-    parser.add_argument("--minutes", type=float, default=5, help="processor time of the training")
-    parser.add_argument("--count", type=int, default=50, help="validation images")
+    parser.add_argument(
+        "--minutes", type=float, default=5, metavar="MINUTES", help="processor time of the training"
+    )
+    parser.add_argument("--count", type=int, default=50, metavar="IMAGES", help="number of validation images")
     args, flags = parser.parse_known_args()
     config = parse_config(
-        ["--device=cpu", "--num_workers=0", "--mask_ratio", "0.1", "0.6", *flags], "race.py", presets=True
+        ["--device=cpu", "--num_workers=0", "--mask_ratio", "0.1", "0.6", *flags], "race.py"
     )
 
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    torch.set_flush_denormal(True)
-    keep_freed_memory()
-    seed_everything(config.seed)
-    run = TrainingState(config, torch.device("cpu"), model=VARIANTS[args.variant]())
+    set_up_process(config.seed)
+    state = TrainingState(config, torch.device("cpu"), model=VARIANTS[args.variant]())
     criterion = make_criterion(config)
     images: dict[int, int] = {}
     start, progress = time.process_time(), 0.0
-    fit_prior(run)
+    fit_prior(state)
     while progress < 1:
-        run.size, run.batch_size = stage = config.stage_at(progress)
-        loader, _ = make_loaders(run)
-        loader.sampler.epoch = run.epoch  # type: ignore[attr-defined]
+        state.size, state.batch_size = stage = config.stage_at(progress)
+        loader, _ = make_loaders(state)
+        loader.sampler.epoch = state.epoch  # type: ignore[attr-defined]
         for batch in loader:
-            losses = train_step(run, run.model, criterion, [batch], progress) or {}
-            images[run.size] = images.get(run.size, 0) + len(batch["image"])
-            run.step += 1
+            losses = train_step(state, state.model, criterion, [batch], progress) or {}
+            images[state.size] = images.get(state.size, 0) + len(batch["image"])
+            state.step += 1
             progress = min(1.0, (time.process_time() - start) / (60 * args.minutes))
             if progress >= 1 or config.stage_at(progress) != stage:
                 break
-        run.epoch += 1
-    network = run.ema.module.eval()
+        state.epoch += 1
+    network = state.ema.module.eval()
     psnr = {
         f"{size} px {low:.0%}-{high:.0%}": score(
             network, config.val_root, size, (low, high), args.count, config.cache_dir
@@ -241,7 +240,7 @@ def main() -> None:
         "variant": args.variant,
         "flags": " ".join(flags),
         "parameters": sum(p.numel() for p in network.parameters()),
-        "steps": run.step,
+        "steps": state.step,
         "images": images,
         "loss": {name: round(value, 4) for name, value in losses.items()},
         "psnr": psnr,

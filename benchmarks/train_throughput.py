@@ -1,9 +1,9 @@
-"""What training waits for and what makes it fast: loader, levers of a step, share of waiting, memory.
+"""Throughput of training: data loader, optimizations of a step, time spent waiting for data, memory.
 
-Loader: images/s of the cold and the warm cache beside torchvision's ImageFolder and Resize, JPEGs of 1024 px.
-Step: seconds of an optimizer step with and without each lever; every case runs in a process of its own, the
-cases take turns, medians are printed. Waiting: the share of a run's time that passes before the next batch is
-there. Memory: the resident size of a process over many steps, and its slope.
+Loader: images/s of the cold and the warm cache and of torchvision's ImageFolder with Resize, on JPEGs of
+1024 px. Step: seconds of an optimizer step with and without each optimization; every case runs in its own
+process, the cases take turns, medians are printed. Waiting: share of the time in which a step waits for its
+batch. Memory: resident size of a process over many steps, and its slope.
 """
 
 import json
@@ -33,7 +33,7 @@ from training.state import TrainingState
 from training.step import train_step
 from utils import OneLineParser
 
-LEVERS = {  # memory kept, denormals flushed, channels last, bfloat16
+OPTIMIZATIONS = {
     "plain: eager, NCHW, float32": (),
     "freed memory kept": ("memory",),
     "denormals flushed": ("denormals",),
@@ -58,7 +58,7 @@ def write_jpegs(folder: Path, count: int, side: int = 1024) -> None:
         image = Image.fromarray(photographs[i % len(photographs)]).resize(
             (side, side), Image.Resampling.BICUBIC
         )
-        noisy = np.asarray(image).astype(int) + generator.integers(-8, 9, (side, side, 3))  # as cameras are
+        noisy = np.asarray(image).astype(int) + generator.integers(-8, 9, (side, side, 3))  # sensor noise
         Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(
             folder / "class" / f"{i:04d}.jpg", quality=92
         )
@@ -74,7 +74,7 @@ def rate(images: Iterator[Any], count: int) -> float:
 
 
 def measure_loader(count: int, rounds: int, size: int = 256) -> None:
-    """In this process and one thread, but for the cold cache, which is built by all cores."""
+    """Print images/s of one thread of this process; only the cold cache is built by all cores."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "jpegs"
         write_jpegs(folder, count)
@@ -93,9 +93,7 @@ def measure_loader(count: int, rounds: int, size: int = 256) -> None:
             uncached = InpaintingDataset(str(folder), size, cache_dir=None)
             rates["no cache"].append(rate((uncached[i] for i in range(count)), count))
         base = statistics.median(rates["ImageFolder and Resize"])
-        print(
-            f"| loader, {count} JPEGs of 1024 px to {size} px | images/s | of ImageFolder's |\n|---|---|---|"
-        )
+        print(f"| loader, {count} JPEGs of 1024 px to {size} px | images/s | relative |\n|---|---|---|")
         for title, values in rates.items():
             median = statistics.median(values)
             print(f"| {title} | {median:.0f} | {median / base:.1f} |")
@@ -104,7 +102,7 @@ def measure_loader(count: int, rounds: int, size: int = 256) -> None:
 def make_step(config: Config) -> Callable[[], float]:
     """A function that takes one step on the same random batch and returns the loss."""
     torch.manual_seed(0)
-    run = TrainingState(config, torch.device("cpu"))
+    state = TrainingState(config, torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
     noise = torch.rand(
         config.batch_size, 3, config.image_size // 8, config.image_size // 8, generator=generator
@@ -116,20 +114,20 @@ def make_step(config: Config) -> Callable[[], float]:
     criterion = InpaintingLoss()
 
     def step() -> float:
-        losses = train_step(run, run.model, criterion, [{"image": image, "mask": mask}], 0.5)
+        losses = train_step(state, state.model, criterion, [{"image": image, "mask": mask}], 0.5)
         return losses["total"] if losses else float("nan")
 
     return step
 
 
-def measure_case(levers: list[str], size: int, batch_size: int) -> dict[str, Any]:
-    if "memory" in levers:
+def measure_case(optimizations: list[str], size: int, batch_size: int) -> dict[str, Any]:
+    if "memory" in optimizations:
         keep_freed_memory()
-    torch.set_flush_denormal("denormals" in levers)
+    torch.set_flush_denormal("denormals" in optimizations)
     step = make_step(
         get_config(
-            "default", image_size=size, batch_size=batch_size, lr=1e-3, amp="amp" in levers,
-            channels_last="channels_last" in levers, device="cpu",
+            "default", image_size=size, batch_size=batch_size, lr=1e-3, amp="amp" in optimizations,
+            channels_last="channels_last" in optimizations, device="cpu",
         )
     )  # fmt: skip
     losses, seconds = [step()], []
@@ -141,20 +139,20 @@ def measure_case(levers: list[str], size: int, batch_size: int) -> dict[str, Any
 
 
 def measure_steps(rounds: int, size: int, batch_size: int) -> None:
-    results: dict[str, list[dict[str, Any]]] = {title: [] for title in LEVERS}
+    results: dict[str, list[dict[str, Any]]] = {title: [] for title in OPTIMIZATIONS}
     for _ in range(rounds):
-        for title, levers in LEVERS.items():
-            case = json.dumps([levers, size, batch_size])
+        for title, optimizations in OPTIMIZATIONS.items():
+            case = json.dumps([optimizations, size, batch_size])
             output = subprocess.run(
                 [sys.executable, __file__, "--case", case], check=True, capture_output=True
             )
             results[title].append(json.loads(output.stdout))
     plain = next(iter(results.values()))
-    base = statistics.median(each["seconds"] for each in plain)
-    print(f"| step, {size} px, batch {batch_size} | seconds | times as fast | loss, first and sixth |")
+    base = statistics.median(case["seconds"] for case in plain)
+    print(f"| step, {size} px, batch {batch_size} | seconds | speed-up | loss, first and sixth |")
     print("|---|---|---|---|")
     for title, cases in results.items():
-        seconds = statistics.median(each["seconds"] for each in cases)
+        seconds = statistics.median(case["seconds"] for case in cases)
         losses = cases[0]["losses"]
         print(
             f"| {title} | {seconds:.2f} | {base / seconds:.2f} | {losses[0]:.4f}, {losses[-1]:.4f} |",
@@ -163,7 +161,7 @@ def measure_steps(rounds: int, size: int, batch_size: int) -> None:
 
 
 def measure_waiting(steps: int, size: int, batch_size: int) -> None:
-    """Two loader processes beside a training process, the cache warm, over several epochs of 25 steps."""
+    """Print the share of waiting with two loader processes and a warm cache, over epochs of 25 steps."""
     keep_freed_memory()
     torch.set_flush_denormal(True)
     config = get_config(
@@ -171,27 +169,27 @@ def measure_waiting(steps: int, size: int, batch_size: int) -> None:
     )
     with tempfile.TemporaryDirectory() as cache_dir:
         loader, _ = get_dataloaders("sample", "sample", batch_size, size, num_workers=2, cache_dir=cache_dir)
-        run, criterion = TrainingState(config, torch.device("cpu")), InpaintingLoss()
+        state, criterion = TrainingState(config, torch.device("cpu")), InpaintingLoss()
         waited = worked = 0.0
         batches = (batch for _ in range(10**6) for batch in loader)
-        train_step(run, run.model, criterion, [next(iter(loader))], 0.5)  # the first is slow
+        train_step(state, state.model, criterion, [next(iter(loader))], 0.5)  # the first is slow
         for _ in range(steps):
             start = time.perf_counter()
             batch = next(batches)
             middle = time.perf_counter()
-            train_step(run, run.model, criterion, [batch], 0.5)
+            train_step(state, state.model, criterion, [batch], 0.5)
             waited, worked = waited + middle - start, worked + time.perf_counter() - middle
     share = waited / (waited + worked)
     print(f"waiting for data: {share:.2%} of {steps} steps of {batch_size} images of {size} px")
 
 
 def resident_bytes() -> int:
-    """Of this process: VmRSS of Linux."""
+    """Resident memory of this process (`VmRSS` of Linux)."""
     return 1024 * int(Path("/proc/self/status").read_text().split("VmRSS:")[1].split()[0])
 
 
 def measure_memory(steps: int) -> None:
-    """A small network, so that many steps take minutes; every allocation of a step is made all the same."""
+    """Print the slope of memory over many steps of a small network, which allocates like a large one."""
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as cache_dir:
         config = get_config(
@@ -203,16 +201,16 @@ def measure_memory(steps: int) -> None:
             cache_dir=cache_dir,
             device="cpu",
         )
-        run, criterion = TrainingState(config, torch.device("cpu")), InpaintingLoss()
-        loader, _ = make_loaders(run)
+        state, criterion = TrainingState(config, torch.device("cpu")), InpaintingLoss()
+        loader, _ = make_loaders(state)
         sizes: list[int] = []
-        while run.step < steps:
+        while state.step < steps:
             for batch in loader:
-                train_step(run, run.model, criterion, [batch], 0.5)
-                run.step += 1
-                if run.step % 20 == 0:
+                train_step(state, state.model, criterion, [batch], 0.5)
+                state.step += 1
+                if state.step % 20 == 0:
                     sizes.append(resident_bytes())
-    later = np.array(sizes[len(sizes) // 5 :]) / 2**20  # without the warming up
+    later = np.array(sizes[len(sizes) // 5 :]) / 2**20  # without the warm-up
     at = 20 * np.arange(len(later))
     slope, offset = np.polyfit(at, later, 1)
     noise = (later - (slope * at + offset)).std()
@@ -222,10 +220,12 @@ def measure_memory(steps: int) -> None:
 
 def main() -> None:
     parser = OneLineParser(prog="train_throughput.py", description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=2000, help="of the memory's measurement")
-    parser.add_argument("--only", choices=("loader", "step", "waiting", "memory"), help="one of the four")
-    parser.add_argument("--case", help="measure one case of a step, print JSON")
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="measured rounds")
+    parser.add_argument(
+        "--steps", type=int, default=2000, metavar="N", help="steps of the memory measurement"
+    )
+    parser.add_argument("--only", choices=("loader", "step", "waiting", "memory"), help="measure only this")
+    parser.add_argument("--case", metavar="JSON", help="measure one case of a step and print JSON")
     args = parser.parse_args()
     if args.case:
         print(json.dumps(measure_case(*json.loads(args.case))))

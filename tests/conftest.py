@@ -13,10 +13,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from runs import small_config
 from torch import nn
 from web_server import server  # noqa: F401 (a fixture)
 
+from config import Config
 from imaging.formats.png import write_chunks
+from train import train
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 # outside the cache of a session, or every session lists all fonts anew
@@ -82,7 +85,10 @@ def randomize_zero_init(network: nn.Module, seed: int = 0) -> nn.Module:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder of six small pictures of different shapes."""
-    root = tmp_path / "images"
+    return write_photographs(tmp_path / "images")
+
+
+def write_photographs(root: Path) -> Path:
     root.mkdir()
     for i, (height, width) in enumerate([(40, 40), (40, 56), (64, 40), (33, 47), (80, 80), (48, 36)]):
         Image.fromarray(photograph(height, width, seed=i)).save(root / f"picture{i}.png")
@@ -97,3 +103,23 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
     mask[0, :, 8:25, 10:30] = 1
     mask[1, :, :20, 25:] = 1
     return torch.from_numpy(images.transpose(0, 3, 1, 2).astype(np.float32) / 255), mask
+
+
+@pytest.fixture
+def config(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+    """A small training run without its curves, which take longer to draw than the run to train."""
+    monkeypatch.setattr("metric_tracker.MetricsTracker.draw", lambda *_: None)
+    return small_config(folder, tmp_path / "run")
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """The same run, finished, with a checkpoint of every epoch; tests only read its folder."""
+    root = tmp_path_factory.mktemp("finished")
+    config = small_config(
+        write_photographs(root / "images"), root / "run", checkpoint_interval=1, cache=False
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("metric_tracker.MetricsTracker.draw", lambda *_: None)
+        train(config)
+    return config

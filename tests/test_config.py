@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from config import PRESETS, Config, get_config, parse_config
-from utils import UserError
+from utils import OneLineParser, UserError
 
 ROOTS = ["--train_root", "sample", "--val_root", "sample"]
 
@@ -41,10 +41,10 @@ def test_every_field_is_a_flag_and_a_flag_overrides_the_preset() -> None:
             chosen = {"progressive": "64:0.5", "device": "cpu", "optimizer": "muon", "reconstruction": "rms"}
             value = chosen.get(field.name, field.type(0.5) if field.type is float else field.type(16))
             argv = [f"--{field.name}", str(value)]
-        config = parse_config([*ROOTS, *argv], "train.py", presets=False)
+        config = parse_config([*ROOTS, *argv], "train.py")
         assert getattr(config, field.name) == value, field.name
-    assert parse_config(["--config", "debug", "--epochs", "7"], "quick_train.py", presets=True).epochs == 7
-    assert parse_config([*ROOTS, "--use_structure_encoder"], "train.py", presets=False).use_structure_encoder
+    assert parse_config(["--config", "debug", "--epochs", "7"], "train.py").epochs == 7
+    assert parse_config([*ROOTS, "--use_structure_encoder"], "train.py").use_structure_encoder
 
 
 @pytest.mark.parametrize(
@@ -64,11 +64,39 @@ def test_every_field_is_a_flag_and_a_flag_overrides_the_preset() -> None:
         (["--config", "default", "--train_root", "/none"], "--train_root: no such folder: /none"),
     ],
 )
-def test_a_mistake_is_named(argv: list[str], message: str) -> None:
+def test_a_user_error_names_the_flag(argv: list[str], message: str) -> None:
     with pytest.raises(UserError) as error:
-        parse_config(argv, "quick_train.py", presets=True)
+        parse_config(argv, "quick_train.py")
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_the_earlier_name_of_a_flag_is_a_hidden_alias(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert parse_config([*ROOTS, "--mask_coverage", "0.2", "0.3"], "train.py").mask_ratio == (0.2, 0.3)
+    monkeypatch.setattr("sys.argv", ["train.py", "--old=1", "--older", "--set=--old", "old"])
+    parser = OneLineParser({"old": "new"})
+    parser.add_argument("--new", type=int)
+    parser.add_argument("--older", action="store_true")
+    parser.add_argument("--set")
+    parser.add_argument("name")
+    assert vars(parser.parse_args()) == {"new": 1, "older": True, "set": "--old", "name": "old"}
+    with pytest.raises(SystemExit):
+        parse_config(["--help"], "train.py")
+    assert "coverage" not in capsys.readouterr().out
+
+
+def test_help_has_one_line_per_boolean_and_every_default(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_config(["--help"], "train.py")
+    text = " ".join(capsys.readouterr().out.partition("options:")[2].split())
+    assert text.count("--no_") == sum(field.type is bool for field in dataclasses.fields(Config)) == 8
+    assert (
+        "--use_structure_encoder, --no_structure_encoder bias the attention by structure (MSSE) (default: on)"
+        in text
+    )
+    assert "(default: )" not in text and text.count("(default: ") == len(dataclasses.fields(Config)) + 1
 
 
 def test_an_unknown_setting_is_an_error() -> None:
@@ -76,7 +104,7 @@ def test_an_unknown_setting_is_an_error() -> None:
         get_config("debug", epoch=3)
 
 
-def test_sizes_follow_the_plan() -> None:
+def test_sizes_and_batch_sizes_follow_the_stages() -> None:
     config = get_config("default", progressive="64:0.5,128:0.25")
     assert [config.stage_at(p)[0] for p in (0.0, 0.49, 0.5, 0.74, 0.75, 1.0)] == [64, 64, 128, 128, 256, 256]
     config = get_config("default", progressive="32:0.5:64,64:0.25", batch_size=4)

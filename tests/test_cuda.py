@@ -1,4 +1,4 @@
-"""On a CUDA device the network computes what it computes on the CPU, and trains."""
+"""Results on a CUDA device against those on the CPU, and training on it."""
 
 import copy
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA d
 
 @pytest.fixture
 def full_precision() -> Iterator[None]:
-    """No TF32, which keeps three decimal digits."""
+    """Arithmetic without TF32, which keeps three decimal digits."""
     modules: list[Any] = [torch.backends.cuda.matmul, torch.backends.cudnn]
     before = [module.allow_tf32 for module in modules]
     for module in modules:
@@ -38,27 +38,27 @@ def make_network() -> InpaintingNetwork:
 
 
 @pytest.mark.parametrize("size", [(64, 64), (37, 150)])
-def test_completions_are_those_of_the_cpu(size: tuple[int, int], full_precision: None) -> None:
+def test_completions_equal_those_of_the_cpu(size: tuple[int, int], full_precision: None) -> None:
     network, image = make_network().eval(), torch.rand(2, 3, *size)
     mask = torch.zeros(2, 1, *size)
     mask[..., 5:30, 9:35] = 1
-    there = copy.deepcopy(network).to(DEVICE)
+    on_device = copy.deepcopy(network).to(DEVICE)
     with torch.no_grad():
-        expected, found = network(image, mask), there(image.to(DEVICE), mask.to(DEVICE))
+        expected, found = network(image, mask), on_device(image.to(DEVICE), mask.to(DEVICE))
     for name in ("coarse", "refined", "output", "structure"):
         torch.testing.assert_close(found[name].cpu(), expected[name], atol=1e-4, rtol=0)
     known = 1 - mask
     assert torch.equal(found["output"].cpu() * known, image * known)
 
 
-def test_gradients_are_those_of_the_cpu(full_precision: None) -> None:
+def test_gradients_equal_those_of_the_cpu(full_precision: None) -> None:
     network, image = make_network(), torch.rand(2, 3, 64, 64)
     mask = torch.zeros(2, 1, 64, 64)
     mask[..., 16:48, 16:48] = 1
-    there = copy.deepcopy(network).to(DEVICE)
-    for each, device in ((network, torch.device("cpu")), (there, DEVICE)):
-        each(image.to(device), mask.to(device))["refined"].square().mean().backward()
-    for (name, expected), found in zip(network.named_parameters(), there.parameters(), strict=True):
+    on_device = copy.deepcopy(network).to(DEVICE)
+    for module, device in ((network, torch.device("cpu")), (on_device, DEVICE)):
+        module(image.to(device), mask.to(device))["refined"].square().mean().backward()
+    for (name, expected), found in zip(network.named_parameters(), on_device.parameters(), strict=True):
         assert (expected.grad is None) == (found.grad is None), name
         if expected.grad is not None and found.grad is not None:
             scale = expected.grad.abs().max().item()
@@ -75,6 +75,6 @@ def test_a_run_trains_saves_and_resumes(amp: bool, folder: Path, tmp_path: Path)
     }  # fmt: skip
     for epochs in (1, 2):
         train(get_config("debug", **settings, epochs=epochs))
-    state = load_checkpoint(tmp_path / "run" / "checkpoints" / "last.pth", "--resume")
-    assert state["counters"]["epoch"] == 2
-    assert all(value.isfinite().all() for value in state["ema"].values())
+    checkpoint = load_checkpoint(tmp_path / "run" / "checkpoints" / "last.pth", "--resume")
+    assert checkpoint["counters"]["epoch"] == 2
+    assert all(value.isfinite().all() for value in checkpoint["ema"].values())

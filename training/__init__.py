@@ -1,1 +1,1 @@
-"""What a training run is: its state, one step, its directory."""
+"""Parts of a training run: its state, one step, its data loaders, its directory."""

@@ -1,4 +1,4 @@
-"""Muon: steepest descent in the spectral norm, for the weights of convolutions."""
+"""Optimizers: Muon, learning rate schedule, and the exponential average of the weights."""
 
 import math
 from collections.abc import Callable
@@ -9,22 +9,24 @@ from torch import nn
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan's coefficients: fast at 0, not exact at 1
 NUM_ITERATIONS = 5
-RMS = 0.2  # of an update at learning rate 1: about AdamW's
+UPDATE_RMS = 0.2  # at learning rate 1, about AdamW's
+MIN_MATRIX_SIDE = 16  # channels of the smallest matrices that Muon optimizes
+FINAL_LR = 0.01  # share of the peak learning rate
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose every step is made orthogonal: all singular values of an update are about the same.
+    """Muon, momentum with orthogonalized updates: all their singular values are about the same.
 
         M ← μM + (1 - μ)G,    O = UVᵀ of ((1 - μ)G + μM) = UΣVᵀ,    W ← (1 - ηλ)W - η · 0.2 √max(m, n) · O
 
     Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024, with the scale of Liu et
-    al., "Muon is Scalable for LLM Training", 2025, eq. 4, so that learning rates are AdamW's. A convolution's
-    weight (C_out, C_in, k, k) is the matrix (C_out, C_in·k²). Unlike `torch.optim.Muon`, this takes
-    convolutions, works in float32 on CPUs that have no bfloat16 arithmetic, and iterates on the smaller
-    Gram matrix of all weights of one shape at once, which takes a tenth of the multiplications.
+    al., "Muon is Scalable for LLM Training", 2025, eq. 4, so that AdamW's learning rates apply. The weight of
+    a convolution (C_out, C_in, k, k) is the matrix (C_out, C_in·k²). Unlike `torch.optim.Muon`, this one
+    takes convolutions, works in float32 on CPUs without bfloat16 arithmetic, and iterates on the smaller
+    Gram matrices of all weights of one shape at once, with a tenth of the multiplications.
 
     Args:
-        params: of two or more dimensions.
+        params: weights of two or more dimensions.
         lr: η.
         momentum: μ.
         weight_decay: λ.
@@ -66,16 +68,16 @@ class Muon(torch.optim.Optimizer):
                     step.view(parameter.shape).to(parameter.dtype)
                     for (parameter, _), step in zip(items, steps, strict=True)
                 ]
-                scale = group["lr"] * RMS * math.sqrt(max(shape))
+                scale = group["lr"] * UPDATE_RMS * math.sqrt(max(shape))
                 torch._foreach_sub_([parameter for parameter, _ in items], changes, alpha=scale)
         return loss
 
 
 def orthogonalize(x: torch.Tensor) -> torch.Tensor:
-    """UVᵀ of every x = UΣVᵀ, nearly: singular values between 0.7 and 1.2, but for those that were tiny.
+    """Approximate UVᵀ of every x = UΣVᵀ: all but tiny singular values end between 0.7 and 1.2.
 
-    Newton-Schulz, x ← (a + b·xxᵀ + c·(xxᵀ)²) x. All iterates are p(xxᵀ) x of the first x, so that only
-    the small symmetric matrices are multiplied, and x once, at the end.
+    Newton-Schulz iteration, x ← (a + b·xxᵀ + c·(xxᵀ)²) x. Every iterate is p(xxᵀ) x with the first x, so that
+    only the small symmetric matrices are multiplied, and x once, at the end.
 
     Shapes:
         (N, m, n) to the same.
@@ -94,18 +96,12 @@ def orthogonalize(x: torch.Tensor) -> torch.Tensor:
     return product @ x
 
 
-FINAL_LR = 0.01  # share of the peak learning rate left at the end
-
-
-LEAST_MATRIX = 16  # channels
-
-
 def lr_factor(progress: float, warmup: float, decay: float) -> float:
-    """The learning rate's share of its peak: a linear rise, the peak, then a cosine down to `FINAL_LR`.
+    """Learning rate relative to its peak: linear warmup, constant, then a cosine decay to `FINAL_LR`.
 
     Args:
-        progress: the done share of the run, in [0, 1].
-        warmup, decay: the shares of the run, at its start and at its end, of the rise and of the fall.
+        progress: completed share of the run, in [0, 1].
+        warmup, decay: shares of the run, at its start and at its end.
     """
     if progress < warmup:
         return (progress + 0.01 * warmup) / (1.01 * warmup)
@@ -116,21 +112,21 @@ def lr_factor(progress: float, warmup: float, decay: float) -> float:
 def make_optimizers(network: nn.Module, name: str, fused: bool) -> list[torch.optim.Optimizer]:
     """AdamW for all weights, or Muon for the matrices among them and AdamW for the rest.
 
-    A matrix is a convolution of at least `LEAST_MATRIX` channels on its smaller side.
+    A matrix is a convolution whose smaller side is at least `MIN_MATRIX_SIDE`.
     """
     matrices = [
         parameter
         for parameter in network.parameters()
-        if name == "muon" and parameter.ndim == 4 and min(parameter.flatten(1).shape) >= LEAST_MATRIX
+        if name == "muon" and parameter.ndim == 4 and min(parameter.flatten(1).shape) >= MIN_MATRIX_SIDE
     ]
-    chosen = {id(parameter) for parameter in matrices}
-    rest = [parameter for parameter in network.parameters() if id(parameter) not in chosen]
+    matrix_ids = {id(parameter) for parameter in matrices}
+    rest = [parameter for parameter in network.parameters() if id(parameter) not in matrix_ids]
     adamw = torch.optim.AdamW(rest, betas=(0.9, 0.99), fused=fused)
     return [Muon(matrices), adamw] if matrices else [adamw]
 
 
 def ema_update(decay: float) -> Callable[[Any, Any, torch.Tensor | int], None]:
-    """The averaging of weights; after n steps the decay is min(`decay`, (1 + n) / (10 + n))."""
+    """Exponential moving average of weights; the decay after n steps is min(`decay`, (1 + n) / (10 + n))."""
 
     @torch.no_grad()
     def update(

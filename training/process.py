@@ -1,4 +1,4 @@
-"""The processes of a run: how they find each other, and what each sets up before it trains."""
+"""Processes of a training run: how they connect, their settings, and the signals that stop them."""
 
 import contextlib
 import ctypes
@@ -15,7 +15,18 @@ import torch
 
 from inference.device import seed_everything
 
-PATIENCE = datetime.timedelta(hours=6)  # of processes that wait for the first to validate or to decode
+TIMEOUT = datetime.timedelta(hours=6)  # while the first process validates or decodes images
+
+
+class Interrupted(Exception):
+    """A signal asked the run to stop."""
+
+    def __init__(self, signum: int) -> None:
+        self.signum = signum
+
+
+class WorkerLost(Exception):
+    """Another process of the run ended or cannot be reached."""
 
 
 @contextlib.contextmanager
@@ -23,7 +34,10 @@ def process_group(device: str = "auto") -> Iterator[tuple[int, int]]:
     """Join the processes that `torchrun` started: (rank, number of processes); (0, 1) without it.
 
     Args:
-        device: as of `select_device`; processes with CUDA devices talk through nccl, others through gloo.
+        device: see `select_device`; CUDA devices communicate through NCCL, all others through Gloo.
+
+    Raises:
+        WorkerLost: if another process ended.
     """
     num_processes = int(os.environ.get("WORLD_SIZE", "1"))
     if num_processes == 1:
@@ -32,25 +46,37 @@ def process_group(device: str = "auto") -> Iterator[tuple[int, int]]:
     cuda = torch.cuda.is_available() and device.partition(":")[0] in ("auto", "cuda")
     if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    torch.distributed.init_process_group("nccl" if cuda else "gloo", timeout=PATIENCE)
+    torch.distributed.init_process_group("nccl" if cuda else "gloo", timeout=TIMEOUT)
     try:
         yield torch.distributed.get_rank(), num_processes
+    except RuntimeError as error:
+        if is_connection_error(error):
+            raise WorkerLost from error
+        raise
     finally:
         torch.distributed.destroy_process_group()
 
 
+def is_connection_error(error: RuntimeError) -> bool:
+    """Whether another process did not answer; Gloo reports this as a plain `RuntimeError`."""
+    text = str(error).lower()
+    return isinstance(error, torch.distributed.DistError) or "connection" in text or "gloo" in text
+
+
 def set_up_process(seed: int) -> None:
-    """Seed every generator, and set what makes training fast: TF32, no denormal numbers, memory kept."""
+    """Seed every generator and make training fast: TF32, no denormal numbers, freed memory kept.
+
+    These settings stay until the process ends.
+    """
     seed_everything(seed)
-    torch.set_flush_denormal(True)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     keep_freed_memory()
 
 
 def keep_freed_memory() -> None:
-    """Make glibc keep large freed blocks for the next step instead of returning them to the system.
+    """Make glibc keep large freed blocks for the next step, until the process ends.
 
-    Their pages would be cleared again at every step: a fifth of the time of one at 256 px.
+    Otherwise their pages are returned to the system and cleared again: a fifth of a step's time at 256 px.
     """
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
@@ -60,28 +86,11 @@ def keep_freed_memory() -> None:
             libc.mallopt(trim_threshold, 2**31 - 1)
 
 
-class Interrupted(Exception):
-    """A signal asked the run to end; what it had done is saved."""
-
-    def __init__(self, signum: int) -> None:
-        self.signum = signum
-
-
-class WorkerLost(Exception):
-    """Another process of the run ended, or cannot be reached any more."""
-
-
 class StopSignal:
-    """Turns SIGINT and SIGTERM into a flag that the loop looks at after each step; a second ends at once.
-
-    Attributes:
-        received: the signal that this process got; written by the handler alone.
-        agreed: the one that all processes know of after the same step, and act on.
-    """
+    """Context that records a first SIGINT or SIGTERM in `received`; a second one ends the process at once."""
 
     def __init__(self) -> None:
-        self.received: int | None = None
-        self.agreed: int | None = None
+        self.received = 0
         self.previous: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignal":
@@ -95,10 +104,5 @@ class StopSignal:
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
         self.received = signum
-        for each in self.previous:
-            signal.signal(each, signal.SIG_DFL)
-
-
-def is_connection_error(error: RuntimeError) -> bool:
-    """Whether torch.distributed says that another process did not answer; gloo has no type for it."""
-    return isinstance(error, torch.distributed.DistError) or "onnection" in str(error) or "gloo" in str(error)
+        for handled in self.previous:
+            signal.signal(handled, signal.SIG_DFL)

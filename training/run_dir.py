@@ -1,8 +1,7 @@
-"""The folder of a run: who may write to it, what lies in it, and which checkpoint to go on from."""
+"""Directory of a training run: its lock, its checkpoints and its TensorBoard log."""
 
 import contextlib
 import dataclasses
-import json
 import shutil
 import sys
 import threading
@@ -15,22 +14,22 @@ from filelock import FileLock, Timeout
 
 from config import Config
 from inference.checkpoints import load_checkpoint, save_checkpoint
-from utils import UserError, atomic_path
+from utils import UserError, write_json
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-LOG_BYTES = 2**20  # that have to be free for a new event file
+LOG_BYTES = 2**20  # free disk space needed to start a new event file
 
 
-def find_state(config: Config, folder: Path) -> tuple[dict[str, Any], Path] | None:
-    """The checkpoint that `--resume` names, and its file; with `auto`, the newest whole one of the folder.
+def find_checkpoint(config: Config, folder: Path) -> tuple[dict[str, Any], Path] | None:
+    """The checkpoint that `--resume` names, or with `auto` the newest intact one, and its path.
 
     Returns:
-        None if none is named, or `auto` finds none.
+        None if `--resume` is not given, or `auto` finds no checkpoint in `folder`.
 
     Raises:
-        UserError: if the named file is missing or damaged, or with `auto`, every one of the folder is.
+        UserError: if the named file is missing or damaged, or with `auto` if all files are damaged.
     """
     if not config.resume:
         return None
@@ -45,33 +44,32 @@ def find_state(config: Config, folder: Path) -> tuple[dict[str, Any], Path] | No
         except UserError as error:
             if number + 1 == len(candidates):
                 raise
-            print(f"warning: {error}; going on from the one before", file=sys.stderr)
+            print(f"warning: {error}; resuming from the one before", file=sys.stderr)
     return None
 
 
 def changed_settings(saved: dict[str, Any], config: Config) -> list[str]:
-    """What a resumed run does otherwise than the checkpoint's did: `lr 0.001 -> 0.002`."""
-    asked = dataclasses.asdict(config)
+    """Settings that differ from those saved in the checkpoint, as `lr 0.001 -> 0.002`."""
     ignored = {"resume", "save_dir", "dry_run"}
     return [
         f"{name} {saved[name]} -> {value}"
-        for name, value in asked.items()
+        for name, value in dataclasses.asdict(config).items()
         if name not in ignored and name in saved and saved[name] != value
     ]
 
 
 def prepare_run_dir(folder: Path, config: Config, keep: bool, checkpoint_bytes: int) -> FileLock:
-    """Make the folder, claim it for this process, and write `config.json`; another run there is moved aside.
+    """Create the run's folder, lock it, and write `config.json`; another run in it is moved aside.
 
     Args:
-        keep: go on in the folder as it is.
-        checkpoint_bytes: size of one checkpoint, of which there has to be room for three.
+        keep: resume in the folder as it is.
+        checkpoint_bytes: size of one checkpoint; there has to be room for three.
 
     Returns:
-        The claim: released by `release()` or by the end of the process, however it ends.
+        The lock, which also ends with the process.
 
     Raises:
-        UserError: if the folder cannot be written, is too full, or is another process's at the moment.
+        UserError: if the folder cannot be written, is locked, or there is too little disk space.
     """
     try:
         lock = lock_run_dir(folder)
@@ -82,10 +80,10 @@ def prepare_run_dir(folder: Path, config: Config, keep: bool, checkpoint_bytes: 
             folder.rename(aside)
             lock.release()
             lock = lock_run_dir(folder)
-            print(f"{folder} held another run; moved to {aside}")
+            print(f"{folder} held another run, which was moved to {aside}")
         for name in ("logs", "checkpoints", "visualizations"):
             (folder / name).mkdir(parents=True, exist_ok=True)
-        for leftover in [*folder.glob(".*.tmp"), *folder.glob("*/.*.tmp")]:  # of a run that was killed
+        for leftover in [*folder.glob(".*.tmp"), *folder.glob("*/.*.tmp")]:  # left by a killed run
             leftover.unlink()
         free = shutil.disk_usage(folder).free
         if free < 3 * checkpoint_bytes:
@@ -94,18 +92,17 @@ def prepare_run_dir(folder: Path, config: Config, keep: bool, checkpoint_bytes: 
                 f"--save_dir: {free / 2**20:.0f} MiB are free in {folder}, "
                 f"and checkpoints need {3 * checkpoint_bytes / 2**20:.0f} MiB"
             )
-        with atomic_path(folder / "config.json") as temporary:
-            temporary.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+        write_json(dataclasses.asdict(config), folder / "config.json")
     except OSError as error:
         raise UserError(f"--save_dir: cannot write to {folder}: {error.strerror}") from None
     return lock
 
 
 def lock_run_dir(folder: Path) -> FileLock:
-    """Make the folder this process's own until the process ends.
+    """Create the folder and lock it for this process until it ends.
 
     Raises:
-        UserError: if it is another's.
+        UserError: if another process holds the lock.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
@@ -116,45 +113,48 @@ def lock_run_dir(folder: Path) -> FileLock:
     return lock
 
 
-def keep_checkpoints(folder: Path, count: int) -> None:
-    """Delete all but the newest `count` of the checkpoints that are kept by epoch; 0 keeps all."""
-    if count:
-        for path in sorted(folder.glob("checkpoints/checkpoint_epoch_*.pth"))[:-count]:
+def delete_old_checkpoints(folder: Path, keep: int) -> None:
+    """Delete all but the newest `keep` checkpoints named by epoch; 0 keeps all."""
+    if keep:
+        for path in sorted(folder.glob("checkpoints/checkpoint_epoch_*.pth"))[:-keep]:
             path.unlink()
 
 
 @contextlib.contextmanager
 def warn_on_os_error(path: Path) -> Iterator[None]:
-    """Around the writing of what a run can do without: a full disk is a warning."""
+    """Context that turns an error while writing `path`, such as a full disk, into a warning."""
     try:
         yield
     except OSError as error:
-        print(f"warning: cannot write {path}: {error.strerror or error}; training goes on", file=sys.stderr)
+        print(f"warning: cannot write {path}: {error.strerror or error}; training continues", file=sys.stderr)
 
 
 class EventLog:
-    """TensorBoard's writer, which a full disk silences: it says so once, and begins anew at the next flush.
+    """TensorBoard log that survives a full disk: it warns once, and starts a new file when there is room.
+
+    Until `close`, exceptions in TensorBoard's threads are not printed: the next call raises them again.
 
     Args:
-        folder: of the event files.
-        step: after which the run goes on; what an earlier sitting wrote of later steps is void.
+        folder: folder of the event files.
+        step: step from which the run continues; later steps of an earlier session are discarded.
+        enabled: whether to write at all.
     """
 
-    def __init__(self, folder: Path, step: int) -> None:
-        self.folder, self.step = folder, step
+    def __init__(self, folder: Path, step: int, enabled: bool = True) -> None:
+        self.folder, self.step, self.enabled = folder, step, enabled
         self.writer: SummaryWriter | None = None
-        silence_tensorboard_threads()
+        self.previous_hook, threading.excepthook = threading.excepthook, self._print_exception
         self.flush()
 
     def add_scalar(self, name: str, value: float, step: int) -> None:
         self.step = step
         self._call("add_scalar", name, value, step)
 
-    def add_image(self, name: str, picture: torch.Tensor, step: int) -> None:
-        self._call("add_image", name, picture, step)
+    def add_image(self, name: str, image: torch.Tensor, step: int) -> None:
+        self._call("add_image", name, image, step)
 
     def flush(self) -> None:
-        if self.writer is None and shutil.disk_usage(self.folder).free > LOG_BYTES:
+        if self.enabled and self.writer is None and shutil.disk_usage(self.folder).free > LOG_BYTES:
             from torch.utils.tensorboard import SummaryWriter  # slow to import
 
             with contextlib.suppress(OSError):
@@ -163,37 +163,26 @@ class EventLog:
 
     def close(self) -> None:
         self._call("close")
+        threading.excepthook = self.previous_hook
 
     def _call(self, method: str, *arguments: object) -> None:
-        if self.writer is None:
-            return
-        try:
-            getattr(self.writer, method)(*arguments)
-        except OSError as error:
-            print(
-                f"warning: cannot write {self.folder}: {error.strerror or error}; training goes on",
-                file=sys.stderr,
-            )
+        if self.writer is not None:
+            with warn_on_os_error(self.folder):
+                getattr(self.writer, method)(*arguments)
+                return
             self.writer = None
 
-
-def silence_tensorboard_threads() -> None:
-    """Print nothing of what fails in the writing thread: the next call of the writer raises it."""
-    others = threading.excepthook
-
-    def hook(failure: threading.ExceptHookArgs) -> None:
+    def _print_exception(self, failure: threading.ExceptHookArgs) -> None:
         if not type(failure.thread).__module__.startswith("tensorboard"):
-            others(failure)
-
-    threading.excepthook = hook
+            self.previous_hook(failure)
 
 
-def try_to_save(state: dict[str, Any], path: Path) -> bool:
-    """Save a checkpoint; where the disk does not let us, say so and go on: the one before is whole."""
+def try_to_save(checkpoint: dict[str, Any], path: Path) -> bool:
+    """Save a checkpoint and return True; if it cannot be written, warn, keep the one before, return False."""
     try:
-        save_checkpoint(state, path)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as the latter
+        save_checkpoint(checkpoint, path)
+    except (OSError, RuntimeError) as error:  # torch raises a RuntimeError on a full disk
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
-        print(f"warning: cannot save {path}: {reason}; training goes on", file=sys.stderr)
+        print(f"warning: cannot save {path}: {reason}; training continues", file=sys.stderr)
         return False
     return True

@@ -1,4 +1,4 @@
-"""A dry run: what is wrong with the data is found, what a run costs is foretold, and nothing is written."""
+"""Dry run: problems of the data are found, the cost of a run is predicted, and nothing is written."""
 
 import dataclasses
 import itertools
@@ -17,7 +17,7 @@ from config import Config, get_config
 from dataset import InpaintingDataset
 from imaging.scan import scan
 from training import dry_run
-from training.dry_run import measure, peak_resident, predict, report
+from training.dry_run import measure, peak_memory, predict, print_report
 from utils import UserError
 
 
@@ -35,19 +35,17 @@ def listing(root: Path) -> list[tuple[str, int, int]]:
     return sorted((str(p), p.stat().st_mtime_ns, p.stat().st_size) for p in root.rglob("*"))
 
 
-def test_cost_is_measured_at_every_size_of_the_plan(tmp_path: Path) -> None:
+def test_cost_is_measured_at_every_stage(tmp_path: Path) -> None:
     cost = measure(small_config(tmp_path, progressive="16:0.5:3", prior_rank=0))
     larger = measure(small_config(tmp_path, image_size=64, prior_rank=0))
     assert list(cost.seconds) == [(16, 3), (32, 2)] and min(cost.seconds.values()) > 0
     assert cost.parameters == larger.parameters > 1000
-    # of an evaluation: the smallest copy twice, and one of four times its area
+    # an evaluation completes the smallest copy twice, and one of four times its area
     assert 2.5 * cost.macs < larger.macs < 3.5 * cost.macs
     assert cost.memory >= 0 and "resident" in cost.memory_kind
 
 
-def test_a_measured_step_is_shared_out_among_its_images(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_time_of_a_step_is_divided_by_its_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = types.SimpleNamespace(perf_counter=itertools.count().__next__)  # every step takes a second
     monkeypatch.setattr(dry_run, "time", clock)
     cost = measure(small_config(tmp_path, progressive="16:0.5:3", accumulate=2))
@@ -60,15 +58,15 @@ def test_missing_loss_weights_are_not_downloaded(tmp_path: Path, monkeypatch: py
     assert len(cost.notes) == 2 and listing(tmp_path) == []
 
 
-def test_the_peak_of_memory_is_seen_after_it_is_freed() -> None:
-    dry_run.forget_peak()
-    before = peak_resident()
-    pages = mmap.mmap(-1, 2**28)  # of its own: freed memory may be kept by the process, and used again
+def test_peak_memory_includes_freed_memory() -> None:
+    dry_run.reset_peak_memory()
+    before = peak_memory()
+    pages = mmap.mmap(-1, 2**28)  # new pages: freed memory may be reused
     np.frombuffer(pages, np.uint8)[:] = 1
-    assert peak_resident() - before >= 200 * 2**20
+    assert peak_memory() - before >= 200 * 2**20
 
 
-def test_predictions_follow_epochs_plan_and_minutes(tmp_path: Path) -> None:
+def test_predictions_follow_epochs_stages_and_time_limit(tmp_path: Path) -> None:
     config = small_config(tmp_path, epochs=10)
     seconds, counts = {(16, 3): 0.01, (32, 2): 0.1}, {(16, 3): 2000, (32, 2): 1000}
 
@@ -82,7 +80,7 @@ def test_predictions_follow_epochs_plan_and_minutes(tmp_path: Path) -> None:
     assert predicted(max_minutes=60) == (pytest.approx(1000), 10)
 
 
-def test_pictures_that_a_stage_leaves_out_are_not_counted_in_it(
+def test_images_that_a_stage_leaves_out_are_not_counted_in_it(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = os.pathsep.join([str(folder), str(folder)])
@@ -90,21 +88,21 @@ def test_pictures_that_a_stage_leaves_out_are_not_counted_in_it(
     for size in (32, 48):
         dataset = InpaintingDataset(root, size, max_enlarge=1.2, cache_dir=None)
         assert scan(root, True, 48, "--train_root").count_at(size, 1.2) == len(dataset)
-    report(config)
+    print_report(config)
     text = capsys.readouterr().out
-    assert "32 pixels, 2 a batch" in text and "of 12 images" in text and f"of {len(dataset)} images" in text
-    with pytest.raises(UserError, match=r"--max_enlarge: every .* too small for 256 pixels"):
-        report(dataclasses.replace(config, image_size=256, progressive=""))
+    assert "32 px, batches of 2: " in text and "of 12 images" in text and f"of {len(dataset)} images" in text
+    with pytest.raises(UserError, match=r"--max_enlarge: every .* too small for 128 pixels"):
+        print_report(dataclasses.replace(config, image_size=128, progressive=""))
 
 
-def test_a_report_says_all_and_writes_nothing(
+def test_a_report_is_complete_and_writes_nothing(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     config = small_config(tmp_path, train_root=str(folder), mask_root=str(folder), epochs=3)
     before = listing(tmp_path)
-    report(config)
+    print_report(config)
     assert listing(tmp_path) == before
     text = capsys.readouterr().out
     for part in (
@@ -115,10 +113,10 @@ def test_a_report_says_all_and_writes_nothing(
         "MiB",
         f"--train_root {folder}: 6 files, 0 unreadable, 0 smaller",
         "--val_root sample: 2 files (50 crops",
-        "of validation in training: 0 exact and 0 near",
+        "validation images in training: 0 exact and 0 near",
         "6 masks",
-        "32 pixels, 2 a batch",
-        "3 of 3 epochs",
+        "32 px, batches of 2: ",
+        "3 of 3 epochs started",
     ):
         assert part in text, part
 
@@ -132,24 +130,24 @@ def test_a_report_of_names_that_are_not_utf8_and_of_odd_masks(
     masks.mkdir()
     Image.fromarray(np.zeros((40, 40), np.uint8)).save(masks / f"{odd}.png")
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[attr-defined]  # as `cli` does
-    report(small_config(tmp_path, train_root=str(folder), mask_root=str(masks)))
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[attr-defined]  # like `utils.run_program`
+    print_report(small_config(tmp_path, train_root=str(folder), mask_root=str(masks)))
     text, notes = capsys.readouterr()
     assert r"caf\udce9.png = " in text and "1 masks" in text
     assert r"caf\udce9.png is empty: nothing is missing" in notes
 
 
-def test_what_training_would_refuse_is_refused_after_it_was_printed(
+def test_data_that_training_would_refuse_is_refused_after_the_report(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for i in range(7):
-        (folder / f"broken{i}.png").write_bytes(b"no picture")
+        (folder / f"broken{i}.png").write_bytes(b"not an image")
     with pytest.raises(
         UserError, match=r"--train_root: 7 of 13 images .* cannot be read, more than 1% allowed"
     ):
-        report(small_config(tmp_path, train_root=str(folder)))
+        print_report(small_config(tmp_path, train_root=str(folder)))
     text = capsys.readouterr().out
     assert text.count("unreadable: not a readable image") == 5 and "unreadable: and 2 more" in text
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="--train_root: no images"):
-        report(small_config(tmp_path, train_root=str(tmp_path / "empty")))
+        print_report(small_config(tmp_path, train_root=str(tmp_path / "empty")))
