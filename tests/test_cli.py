@@ -353,7 +353,7 @@ MISTAKES = {
     "memory": (["--max_memory", "nan"], "--max_memory: must be a finite number above 0, got nan"),
     "endless memory": (["--max_memory", "inf"], "--max_memory: must be a finite number above 0, got inf"),
     "megapixels": (["--max_megapixels", "nan"], "--max_megapixels: must be a finite number"),
-    "too many pixels": (["--max_megapixels", "0.001"], "megapixels, more than --max_megapixels 0.001"),
+    "too many pixels": (["--max_megapixels", "0.001"], "more than the limit of 0.001 (--max_megapixels)"),
     "raw file": (
         ["--image_path", "photograph.cr3"],
         "--image_path: a raw file, which cannot be written back",
