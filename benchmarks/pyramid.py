@@ -22,19 +22,19 @@ from utils import UserError
 
 
 class Traced(InpaintingNetwork):
-    """Keeps what `complete_over` got and gave, from the smallest size to the image's own."""
+    """Keeps what `complete_from_prefill` got and gave, from the smallest size to the image's own."""
 
-    def complete_over(
+    def complete_from_prefill(
         self, prefill: torch.Tensor, image: torch.Tensor, mask: torch.Tensor, return_attention: bool = False
     ) -> dict:
-        outputs = super().complete_over(prefill, image, mask, return_attention)
+        outputs = super().complete_from_prefill(prefill, image, mask, return_attention)
         self.trace.append((mask, image, prefill, outputs["coarse"], outputs["refined"]))
         return outputs
 
-    def complete_mirrored(
+    def complete_with_mirror_image(
         self, prefill: torch.Tensor, image: torch.Tensor, mask: torch.Tensor, return_attention: bool = False
     ) -> dict:
-        outputs = super().complete_mirrored(prefill, image, mask, return_attention)
+        outputs = super().complete_with_mirror_image(prefill, image, mask, return_attention)
         self.trace[-1] = (mask, image, prefill, outputs["coarse"], outputs["refined"])  # not of both apart
         return outputs
 

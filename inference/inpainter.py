@@ -207,7 +207,7 @@ class Inpainter:
     def _passes(self, image: torch.Tensor, mask: torch.Tensor, prefill: torch.Tensor | None) -> torch.Tensor:
         def over(guess: torch.Tensor) -> torch.Tensor:
             guess = torch.where(mask > 0, guess, image)
-            return self.network.complete_over(guess, image, mask)["refined"].clamp(0, 1)
+            return self.network.complete_from_prefill(guess, image, mask)["refined"].clamp(0, 1)
 
         refined = self.network(image, mask)["output"] if prefill is None else over(prefill)
         for _ in range(self.passes - 1):

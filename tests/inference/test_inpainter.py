@@ -307,7 +307,11 @@ def test_flip_and_passes_change_the_result_and_a_mirrored_picture_gets_a_mirrore
 
 def test_less_memory_means_smaller_tiles(network: InpaintingNetwork) -> None:
     sides = [Inpainter(network, max_memory=gib * 2**30).tile for gib in (0.1, 0.6, 1, 8)]
-    assert sides == sorted(sides) and sides[0] == inference.inpainter.SMALLEST_TILE and sides[-1] == inference.tiling.WHOLE
+    assert (
+        sides == sorted(sides)
+        and sides[0] == inference.inpainter.SMALLEST_TILE
+        and sides[-1] == inference.tiling.WHOLE
+    )
     assert len(set(sides)) > 2
 
 
