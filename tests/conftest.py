@@ -84,7 +84,7 @@ def vgg16_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     model = nn.ModuleDict({"features": torchvision.models.vgg.make_layers(widths)})
     for layer in model.modules():
         if isinstance(layer, nn.Conv2d):
-            nn.init.kaiming_normal_(layer.weight)  # as strong in deep layers as in shallow ones
+            nn.init.kaiming_normal_(layer.weight)  # deep features as strong as shallow ones
     torch.save(model.state_dict(), tmp_path / "vgg16.pth")
     standin = SimpleNamespace(features=torchvision.models.vgg.make_layers(widths))
     monkeypatch.setattr(torchvision.models, "get_model", lambda name, weights: standin)

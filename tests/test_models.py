@@ -92,7 +92,7 @@ def test_unknown_keys_win_only_where_no_known_key_is_in_reach() -> None:
     module = attention_module(window=4, halo=0)
     x, context = torch.randn(2, 1, 8, 4, 8).unbind()
     mask = torch.zeros(1, 1, 4, 8)
-    mask[..., :4] = 1  # the left window knows nothing
+    mask[..., :4] = 1  # the left window has no known pixel
     mask[..., 1, 5] = 1  # one pixel of the right window is missing
     _, attention = module(x, 100 * context, mask, torch.rand(1, 1, 4, 8), return_attention=True)
     left, right = attention[0]
@@ -101,7 +101,7 @@ def test_unknown_keys_win_only_where_no_known_key_is_in_reach() -> None:
     assert left.amax() > 0.1
 
 
-def test_a_key_weighs_what_its_known_pixels_weigh() -> None:
+def test_a_key_weighs_as_much_as_its_known_pixels() -> None:
     module = attention_module(stride=2, use_structure=False)
     mask = torch.zeros(1, 1, 2, 4)
     mask[..., 0, :2] = 1  # half of the first key
@@ -111,7 +111,7 @@ def test_a_key_weighs_what_its_known_pixels_weigh() -> None:
 
 
 @pytest.mark.parametrize("scope", SCOPES)
-def test_the_heatmap_is_where_the_hole_looks(scope: dict) -> None:
+def test_the_heatmap_shows_which_keys_the_hole_attends_to(scope: dict) -> None:
     module = attention_module(**scope)
     x, context = torch.randn(2, 2, 8, 12, 16).unbind()
     mask = torch.zeros(2, 1, 12, 16)
@@ -119,7 +119,7 @@ def test_the_heatmap_is_where_the_hole_looks(scope: dict) -> None:
     _, attention = module(x, context, mask, torch.rand(2, 1, 12, 16), return_attention=True)
     heat = module.heatmap(attention, mask)
     assert heat[0].sum().item() == pytest.approx(1, abs=1e-5)
-    assert heat[1].abs().sum() == 0  # no hole, no looking
+    assert heat[1].abs().sum() == 0  # no queries without a hole
     if scope == {"window": 4, "halo": 2}:
         assert heat[0, 0, 4:8, 4:8].sum() == 0  # nothing is known there
         assert heat[0, 0, :, 10:].sum() == 0  # out of reach
@@ -175,7 +175,7 @@ def test_any_size_and_hole(network: InpaintingNetwork, size: tuple[int, int], ho
         assert torch.equal(outputs["output"], image)
 
 
-def test_without_a_request_no_maps_and_without_msse_no_structure(batch: Batch) -> None:
+def test_maps_are_returned_on_request_and_structure_with_msse(batch: Batch) -> None:
     outputs = InpaintingNetwork(16, use_structure_encoder=False).eval()(*batch)
     assert set(outputs) == {"coarse", "refined", "output"}
 
@@ -254,7 +254,7 @@ def test_the_gradients_are_those_of_finite_differences() -> None:
         for step in (1e-8, -2e-8):
             flat[position] += step
             values.append(loss().item())
-        flat[position] += 1e-8  # small: a leaky ReLU bends close by
+        flat[position] += 1e-8  # a small step: a leaky ReLU has its kink nearby
         assert (values[0] - values[1]) / 2e-8 == pytest.approx(slope, rel=1e-3), name
 
 

@@ -111,7 +111,7 @@ def test_components_are_orthogonal_and_as_long_as_their_standard_deviations(prio
     assert lengths.sum() == pytest.approx(varying.square().sum(dim=1).mean().item(), rel=1e-3)
 
 
-def test_a_network_with_an_unfitted_prior_begins_with_push_pull() -> None:
+def test_a_network_with_an_unfitted_prior_starts_with_push_pull() -> None:
     torch.manual_seed(0)
     network = InpaintingNetwork(4, bottleneck_depth=1, prior_rank=5).eval()
     image, mask = torch.rand(2, 3, 32, 27), torch.zeros(2, 1, 32, 27)
