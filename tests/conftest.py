@@ -12,7 +12,6 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one process per core: more threads wo
 import numpy as np
 import pytest
 import torch
-import torchvision
 from PIL import Image
 from torch import nn
 
@@ -79,6 +78,8 @@ def randomize_zero_init(network: nn.Module, seed: int = 0) -> nn.Module:
 @pytest.fixture
 def vgg16_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Random weights of a VGG16 with 1/16 of its channels, which takes the place of torchvision's."""
+    import torchvision  # slow to import
+
     widths = [c if c == "M" else c // 16 for c in torchvision.models.vgg.cfgs["D"]]
     torch.manual_seed(0)
     model = nn.ModuleDict({"features": torchvision.models.vgg.make_layers(widths)})
@@ -94,6 +95,8 @@ def vgg16_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def alexnet_file(tmp_path: Path) -> Path:
     """Weights of AlexNet: the file that ALEXNET_WEIGHTS names, else random ones in torchvision's layout."""
+    import torchvision  # slow to import
+
     if "ALEXNET_WEIGHTS" in os.environ:
         return Path(os.environ["ALEXNET_WEIGHTS"])
     torch.manual_seed(0)
