@@ -44,7 +44,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--output", default="", metavar="FILE",
-        help="file to write (default: the checkpoint's name, in the current folder)",
+        help="file to write; if not given, the checkpoint's name in the current folder",
     )  # fmt: skip
     args = parser.parse_args(argv)
     suffix = SUFFIXES[args.format]
