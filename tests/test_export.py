@@ -136,7 +136,7 @@ def test_half_precision_halves_the_weights_and_stays_close(
         assert OnnxNetwork(path).metadata["precision"] == "float16"
 
 
-def test_one_level_equals_complete_over_where_keys_are_blocks_of_tokens(network: InpaintingNetwork) -> None:
+def test_one_level_equals_complete_from_prefill_where_keys_are_blocks_of_tokens(network: InpaintingNetwork) -> None:
     image, mask = export.make_case(1, 270, 300)  # 34 × 38 tokens, more than 1,024
     image = image.nan_to_num(0)
     guess = torch.where(mask > 0, torch.rand_like(image), image)
