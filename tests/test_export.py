@@ -59,7 +59,7 @@ def onnx_file(checkpoint: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "size", [*SIZES, (1, 64, 64), (3, 257, 301), (1, 257, 301), (3, 512, 384), (1, 512, 384)]
+    "size", [*SIZES, (1, 64, 64), (3, 257, 301), (1, 257, 301), (2, 384, 264), (1, 512, 384)]
 )
 def test_an_onnx_file_equals_the_network_at_any_size(
     network: InpaintingNetwork, onnx_file: Path, size: tuple[int, int, int]
@@ -136,7 +136,9 @@ def test_half_precision_halves_the_weights_and_stays_close(
         assert OnnxNetwork(path).metadata["precision"] == "float16"
 
 
-def test_one_level_equals_complete_from_prefill_where_keys_are_blocks_of_tokens(network: InpaintingNetwork) -> None:
+def test_one_level_equals_complete_from_prefill_where_keys_are_blocks_of_tokens(
+    network: InpaintingNetwork,
+) -> None:
     image, mask = export.make_case(1, 270, 300)  # 34 × 38 tokens, more than 1,024
     image = image.nan_to_num(0)
     guess = torch.where(mask > 0, torch.rand_like(image), image)

@@ -180,3 +180,17 @@ def test_pull_is_the_mean_of_known_pixels() -> None:
     mean, hole = pull(image, mask)
     assert torch.allclose(mean, torch.tensor([[[[0.75, 0.0], [0.3, 0.0]]]]))
     assert torch.equal(hole, torch.tensor([[[[0.0, 1.0], [0.0, 1.0]]]]))
+
+
+def test_pull_of_a_block_with_one_known_pixel_is_that_pixel() -> None:
+    mask = torch.ones(1, 1, 2, 2)
+    mask[..., 1, 0] = 0
+    mean, hole = pull(0.6 * (1 - mask), mask)
+    assert mean.item() == pytest.approx(0.6) and hole.item() == 0
+
+
+def test_a_prior_that_forgets_is_as_new(prior: GaussianPrior) -> None:
+    prior.forget()
+    assert all(
+        torch.equal(x, prior.state_dict()[name]) for name, x in GaussianPrior(20, SIDE).state_dict().items()
+    )
