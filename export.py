@@ -1,9 +1,8 @@
-"""Write a network as one file that needs none of this project: ONNX, TorchScript or torch.export."""
+"""Write a network as one ONNX or TorchScript file that runs without this project."""
 
 import argparse
 import importlib.util
 import json
-import logging
 import sys
 import warnings
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 
 from config import PRESETS, get_config
-from exporters.traceable import to_exported_program, to_torchscript
+from exporters.traceable import to_torchscript
 from inference.checkpoints import find_weights, load_network, weights_digest
 from inference.onnx_network import FORMAT, OnnxNetwork
 from models import InpaintingNetwork
@@ -21,34 +20,32 @@ from utils import OneLineParser, UserError, atomic_path, one_line, run_program
 
 Completer = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # image and mask to output
 
-SUFFIXES = {"onnx": ".onnx", "torchscript": ".pt", "torch_export": ".pt2"}
-# batch, height, width of what a file is verified on
+SUFFIXES = {"onnx": ".onnx", "torchscript": ".pt"}
+# batch, height and width of the images on which a file is verified
 CASES = ((1, 1, 1), (2, 1, 7), (3, 33, 9), (1, 64, 64), (3, 64, 64), (1, 257, 301), (3, 257, 301),
          (1, 512, 384), (3, 512, 384))  # fmt: skip
-TOLERANCE = {"float32": 1e-4, "float16": 1e-2}  # of any pixel, in an image of [0, 1]
+TOLERANCE = {"float32": 1e-4, "float16": 1e-2}  # largest difference of a pixel in [0, 1]
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    """The command line.
+    """Parse and check the command line.
 
     Raises:
-        UserError: for a flag that is unknown or at odds with another.
+        UserError: if a flag is unknown, or contradicts another one.
     """
     parser = OneLineParser(prog="export.py", description=__doc__)
     parser.add_argument(
         "--checkpoint", default="default", metavar="FILE",
-        help="of train.py, or the name of one that comes along",
+        help="checkpoint of train.py, or the name of bundled weights",
     )  # fmt: skip
-    parser.add_argument("--format", default="onnx", choices=SUFFIXES, help="of the file")
+    parser.add_argument("--format", default="onnx", type=check_format, choices=SUFFIXES, help="file format")
     parser.add_argument(
         "--half", action="store_true", help="compute in float16; inputs and output stay float32"
     )
     parser.add_argument(
-        "--output",
-        default="",
-        metavar="FILE",
-        help="to write; if not named, the checkpoint's name in this folder",
-    )
+        "--output", default="", metavar="FILE",
+        help="file to write; if not given, the checkpoint's name in the current folder",
+    )  # fmt: skip
     args = parser.parse_args(argv)
     suffix = SUFFIXES[args.format]
     if not args.output:
@@ -66,8 +63,19 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
+def check_format(name: str) -> str:
+    """The format of a file, for the parser.
+
+    Raises:
+        UserError: if it is the former `torch_export`.
+    """
+    if name == "torch_export":
+        raise UserError("--format: torch_export was removed; use onnx or torchscript")
+    return name
+
+
 def describe(network: InpaintingNetwork, state: dict[str, Any], *, half: bool) -> dict[str, str]:
-    """What the file says of itself."""
+    """Metadata that the file carries."""
     presets = [name for name in PRESETS if get_config(name).architecture() == state["architecture"]]
     return {
         "format": FORMAT,
@@ -95,34 +103,24 @@ def write(
         onnx.helper.set_model_props(model, metadata)
         onnx.save(model, path)
         return
-    extra = {"metadata.json": json.dumps(metadata)}
-    if format == "torch_export":
-        with path.open("wb") as file:
-            torch.export.save(to_exported_program(network, half=half), file, extra_files=extra)
-    else:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=FutureWarning)
-            module = to_torchscript(network, half=half)
-            with path.open("wb") as file:
-                torch.jit.save(module, file, _extra_files=extra)
+    with warnings.catch_warnings(), path.open("wb") as file:
+        warnings.filterwarnings("ignore", category=FutureWarning)  # TorchScript is deprecated; asked for here
+        extra = {"metadata.json": json.dumps(metadata)}
+        torch.jit.save(to_torchscript(network, half=half), file, _extra_files=extra)
 
 
 def read(path: Path, format: str) -> Completer:
-    """What a written file computes."""
+    """Load a written file as a function of image and mask."""
     if format == "onnx":
         network = OnnxNetwork(path, "--output")
         return lambda image, mask: network(image, mask)["output"]
-    if format == "torch_export":
-        logging.getLogger("torch._export.serde").setLevel(logging.ERROR)  # it warns of symbols inside loops
-        with path.open("rb") as file:
-            return torch.export.load(file).module()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning)
         return torch.jit.load(str(path))
 
 
 def make_case(batch: int, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Smooth images with noise on them, and a hole of another place in each, with NaN under it."""
+    """Smooth images with noise, each with a hole somewhere else and NaN under it, and their masks."""
     generator = torch.Generator().manual_seed(height * width + batch)
     smooth = torch.nn.functional.interpolate(
         torch.rand(batch, 3, 5, 5, generator=generator), size=(height, width), mode="bilinear"
@@ -135,19 +133,19 @@ def make_case(batch: int, height: int, width: int) -> tuple[torch.Tensor, torch.
 
 @torch.no_grad()
 def verify(completer: Completer, network: InpaintingNetwork, tolerance: float) -> float:
-    """The largest difference between a file's output and the network's, over `CASES`.
+    """Compare an exported file with the network on `CASES`; returns the largest difference of a pixel.
 
     Raises:
-        UserError: if it is above `tolerance`, or a known pixel is not the image's, bit for bit.
+        UserError: if a difference exceeds `tolerance`, or a known pixel is not the image's, bit for bit.
     """
     largest = 0.0
     for batch, height, width in CASES:
         image, mask = make_case(batch, height, width)
         output, expected = completer(image, mask), network(image, mask)["output"]
-        case = f"of {batch}×{height}×{width}"
+        case = f"for {batch}×{height}×{width}"
         if output.shape != expected.shape or output.dtype != expected.dtype:
             raise UserError(
-                f"--format: the file gives {output.dtype} {tuple(output.shape)} {case}; not written"
+                f"--format: the file returns {output.dtype} {tuple(output.shape)} {case}; not written"
             )
         if not torch.equal(torch.where(mask > 0, 0, output), torch.where(mask > 0, 0, image)):
             raise UserError(f"--format: the file changes known pixels {case}; not written")
@@ -165,7 +163,7 @@ def export(args: argparse.Namespace) -> None:
     """Write the file whole and verified, or not at all.
 
     Raises:
-        UserError: for anything that the user can mend.
+        UserError: if the checkpoint cannot be read, or the file not be written or verified.
     """
     network, state = load_network(args.checkpoint, torch.device("cpu"))
     metadata = describe(network, state, half=args.half)
@@ -180,12 +178,12 @@ def export(args: argparse.Namespace) -> None:
     size = path.stat().st_size / 2**20
     print(f"{path}: {size:.1f} MiB, {args.format}, {metadata['precision']}, any batch, height and width")
     print(
-        f"differs from the network by {difference:.1g} at most, in {len(CASES)} cases ({tolerance:g} allowed)"
+        f"largest difference from the network in {len(CASES)} cases: {difference:.1g} ({tolerance:g} allowed)"
     )
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Export as the command line says; returns the exit status, 2 for a user's mistake."""
+    """Run the command line; returns the exit status, 2 for a user error."""
     try:
         export(parse_args(argv))
     except UserError as error:

@@ -1,4 +1,4 @@
-"""Layers that the network is built of: partial convolution, normalisation, residual blocks, resampling."""
+"""Layers of the network: resampling, partial convolution, normalisation, residual blocks."""
 
 import torch
 import torch.nn.functional as F
@@ -9,36 +9,41 @@ def activation(x: torch.Tensor) -> torch.Tensor:
     return F.leaky_relu(x, 0.2)
 
 
+def pool(x: torch.Tensor, factor: int) -> torch.Tensor:
+    """Means of factor×factor blocks; an incomplete block at the far border is the mean of its values."""
+    return x if factor == 1 else F.avg_pool2d(x, factor, ceil_mode=True)
+
+
 def resize(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """Bilinear resampling to the height and width of `like`."""
     return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)
 
 
 def ceil_div(side: int, unit: int) -> int:
-    """How many units cover a side: ⌈side / unit⌉, of positive terms because exporters' division truncates."""
+    """Number of units that cover a side, ⌈side / unit⌉, in positive terms, as exported divisions truncate."""
     return (side + unit - 1) // unit
 
 
 def padding_to_multiple(side: int, unit: int) -> int:
-    """What `side` lacks to be a multiple of `unit`."""
+    """Pixels to add to `side` to make it a multiple of `unit`."""
     return ceil_div(side, unit) * unit - side
 
 
 def zero_module(module: nn.Module) -> nn.Module:
-    """Start `module` at zero: the residual that it predicts begins as nothing."""
+    """Set the parameters of a module to zero, so that the residual that it predicts starts at zero."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
 
 
 class PartialConv2d(nn.Module):
-    """Convolution over the known pixels only, with the hole shrunk by what the window could reach.
+    """Convolution over the known pixels only, which shrinks the hole to where its window saw none.
 
         y = W * (x (1 - m)) · k² / max(1 * (1 - m), 1) + b,    m' = [1 * (1 - m) == 0]
 
     and y = 0 where m' = 1. Liu et al., "Image Inpainting for Irregular Holes Using Partial
     Convolutions", ECCV 2018, eq. 1-2; their mask marks *known* pixels, ours marks missing ones. Pixels
-    beyond the border count as missing. A fully known window gives an ordinary convolution.
+    beyond the border count as missing. In a fully known window, it is an ordinary convolution.
 
     Shapes:
         x (B, C_in, H, W), any value under the hole; m (B, 1, H, W), 1 = missing.
@@ -73,13 +78,13 @@ class PartialConv2d(nn.Module):
 
 
 class ChannelNorm(nn.Module):
-    """Scales the channels of each position to a root mean square of 1, then each by a learnt factor.
+    """Scales the channels of each position to a root mean square of 1, then each by a learned factor.
 
-    Zhang and Sennrich, "Root Mean Square Layer Normalization", NeurIPS 2019, eq. 4, over channels alone:
-    what is normalised does not depend on the size of the image, nor on the rest of it.
+    Zhang and Sennrich, "Root Mean Square Layer Normalization", NeurIPS 2019, eq. 4, over channels alone,
+    so that a position does not depend on the size of the image, nor on other positions.
 
     Shapes:
-        (B, C, H, W) to the same.
+        (B, C, H, W) to (B, C, H, W).
     """
 
     def __init__(self, channels: int) -> None:
@@ -87,16 +92,16 @@ class ChannelNorm(nn.Module):
         self.scale = nn.Parameter(torch.ones(channels))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))  # squares overflow half precision
-        factor = torch.rsqrt(wide.square().mean(dim=1, keepdim=True) + 1e-6)
+        squares = x.to(torch.promote_types(x.dtype, torch.float32)).square()  # half precision overflows
+        factor = torch.rsqrt(squares.mean(dim=1, keepdim=True) + 1e-6)
         return x * factor.to(x.dtype) * self.scale[:, None, None].to(x.dtype)
 
 
 class ResidualBlock(nn.Module):
-    """x + conv(act(conv(act(norm(x))))), 3×3, the second convolution started small.
+    """Residual block x + conv(act(conv(act(norm(x))))) of 3×3 convolutions, the second one initially small.
 
     Shapes:
-        (B, C, H, W) to the same.
+        (B, C, H, W) to (B, C, H, W).
     """
 
     def __init__(self, channels: int, hidden: int | None = None, dilation: int = 1) -> None:
@@ -113,11 +118,6 @@ class ResidualBlock(nn.Module):
 
 
 def residual_blocks(channels: int, depth: int, hidden: int | None = None) -> nn.Sequential:
-    """Residual blocks with dilations 1, 2, 4, 1, ..., and the norm of what they add up to."""
+    """Residual blocks with dilations 1, 2, 4, 1, ..., followed by a norm."""
     blocks = (ResidualBlock(channels, hidden, dilation=(1, 2, 4)[i % 3]) for i in range(depth))
     return nn.Sequential(*blocks, ChannelNorm(channels))
-
-
-def pool(x: torch.Tensor, factor: int) -> torch.Tensor:
-    """Means of factor×factor blocks; incomplete blocks at the far border are means of what they hold."""
-    return x if factor == 1 else F.avg_pool2d(x, factor, ceil_mode=True)

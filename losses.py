@@ -1,6 +1,6 @@
-"""The terms that train the network, each averaged per image over its own region, and their schedule."""
+"""Loss terms of the network, each averaged per image over its own region, and their schedule."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -8,8 +8,8 @@ from torch import nn
 
 from metrics import boundary_band, dilate, load_trunk
 
-RMS_FLOOR = 1e-6  # squared error below which a root has no slope; 60 dB
-GRADIENT_FLOOR = 1e-4  # squared gradient below which an edge has no direction
+RMS_EPSILON = 1e-6  # added to the squared error, to bound the gradient of its root; 60 dB
+GRADIENT_EPSILON = 1e-4  # added to the squared gradient; an edge well below it has no direction
 
 
 def masked_mean(values: torch.Tensor, region: torch.Tensor) -> torch.Tensor:
@@ -19,20 +19,20 @@ def masked_mean(values: torch.Tensor, region: torch.Tensor) -> torch.Tensor:
 
 
 def masked_l1(pred: torch.Tensor, target: torch.Tensor, region: torch.Tensor) -> torch.Tensor:
-    """Mean absolute difference of each image over its region: (B,)."""
+    """Mean absolute difference per image over its region: (B,)."""
     return masked_mean((pred - target).abs(), region)
 
 
 def masked_rms(pred: torch.Tensor, target: torch.Tensor, region: torch.Tensor) -> torch.Tensor:
-    """Root mean square difference of each image over its region: (B,); what PSNR is the logarithm of."""
-    return torch.sqrt(masked_mean((pred - target).square(), region) + RMS_FLOOR)
+    """Root mean square difference per image over its region: (B,); PSNR is its logarithm."""
+    return torch.sqrt(masked_mean((pred - target).square(), region) + RMS_EPSILON)
 
 
 RECONSTRUCTION = {"l1": masked_l1, "rms": masked_rms}
 
 
 class _FilterBank(nn.Module):
-    """3×3 filters applied to every channel alone, the border repeated: (B, C, H, W) to (B, C, N, H, W)."""
+    """3×3 filters on every channel, with the border repeated: (B, C, H, W) to (B, C, N, H, W)."""
 
     kernels: torch.Tensor
 
@@ -82,14 +82,14 @@ class LaplacianEdgeDetector(_FilterBank):
 
 
 class CornerDetector(nn.Module):
-    """C(I) = ΔI - ∂²I/∂n²: the Laplacian less the part of it that a straight edge explains.
+    """Corner response C(I) = ΔI - ∂²I/∂n²: the Laplacian minus the part that a straight edge explains.
 
     n is the direction of the Sobel gradient g, so that C(I) = ΔI - gᵀHg / |g|² is the second derivative
     *along* the edge: 0 on a straight edge however strong, large where an edge bends or ends. Kitchen
-    and Rosenfeld, "Gray-Level Corner Detection", 1982. On flat ground, where no direction is, it is ΔI.
+    and Rosenfeld, "Gray-Level Corner Detection", 1982. On flat ground, where n is undefined, it is ΔI.
 
     Shapes:
-        (B, C, H, W) to the same; the responses of every channel.
+        x (B, C, H, W); gradient (B, C, 2, H, W), its Sobel gradient if known. Returns (B, C, H, W).
     """
 
     def __init__(self) -> None:
@@ -102,7 +102,7 @@ class CornerDetector(nn.Module):
         gx, gy = gradient.unbind(dim=2)
         dxx, dyy, dxy = self.laplacian.second_derivatives(x).unbind(dim=2)
         across = dxx * gx**2 + dyy * gy**2 + 2 * dxy * gx * gy
-        return dxx + dyy - across / (gx**2 + gy**2 + GRADIENT_FLOOR)
+        return dxx + dyy - across / (gx**2 + gy**2 + GRADIENT_EPSILON)
 
 
 def color_statistics(x: torch.Tensor, region: torch.Tensor) -> torch.Tensor:
@@ -113,20 +113,36 @@ def color_statistics(x: torch.Tensor, region: torch.Tensor) -> torch.Tensor:
     return torch.cat([mean, torch.sqrt(variance + 1e-6)], dim=1)
 
 
-def loss_weights(
-    progress: float, *, coarse: float, refine: float, edge: float, corner: float, color: float
-) -> dict[str, float]:
-    """README, "Progressive Loss Weighting": coarse structure first, edges and corners later.
+class Term(NamedTuple):
+    """Default weight λ of a loss term, and the factors on it at the start and at the end of training."""
+
+    weight: float
+    start: float = 1.0
+    end: float = 1.0
+
+
+# A term has a row here and its value in `InpaintingLoss.forward`.
+TERMS = {
+    "coarse": Term(1.0, 1.0, 0.5),
+    "refine": Term(1.0),
+    "edge": Term(0.5, 0.5, 1.0),
+    "corner": Term(0.3, 0.3, 1.0),
+    "color": Term(0.5, 0.5, 1.0),
+    "smaller": Term(0.3),
+    "perceptual": Term(0.0),
+}
+
+
+def loss_weights(progress: float, **lambdas: float) -> dict[str, float]:
+    """Weights of terms; README, "Progressive Loss Weighting": coarse first, edges and corners later.
 
     Args:
-        progress: the done share of training, in [0, 1].
+        progress: fraction of the training done, in [0, 1].
+        lambdas: λ of terms by name.
     """
     return {
-        "coarse": coarse * (1.0 - 0.5 * progress),
-        "refine": refine,
-        "edge": edge * (0.5 + 0.5 * progress),
-        "corner": corner * (0.3 + 0.7 * progress),
-        "color": color * (0.5 + 0.5 * progress),
+        name: weight * (TERMS[name].start + (TERMS[name].end - TERMS[name].start) * progress)
+        for name, weight in lambdas.items()
     }
 
 
@@ -137,7 +153,7 @@ class PerceptualLoss(nn.Module):
     squared distance, on composited images.
 
     Args:
-        weights: file with `features.*` of torchvision's VGG16; None for torchvision's own download.
+        weights: file with `features.*` of torchvision's VGG16; None for torchvision's download.
 
     Shapes:
         pred, target (B, 3, H, W) in [0, 1], at least 4×4 pixels. Returns (B,).
@@ -169,22 +185,19 @@ class PerceptualLoss(nn.Module):
 
 
 class InpaintingLoss(nn.Module):
-    """The weighted sum of all terms.
+    """Weighted sum of all terms, L_total = Σ λ_term · factor(progress) · L_term over `TERMS`.
 
-        L_total = λ_c·L_coarse + λ_r·L_refine + λ_e·L_edge + λ_corner·L_corner + λ_color·L_color
-                  + λ_smaller·L_smaller
-
-    README, "Loss Functions". Each term is a mean over its own region of each image, then over the
-    batch: the hole for coarse and refine, the hole and `boundary_width` pixels around it for edge and
-    corner, the rim on both sides for colour. Edge, corner and colour look at the composited output.
-    L_smaller is the sum of coarse and refine at all smaller sizes that the network completed on its way
-    (`smaller`, in training alone): what a larger size is built over has to be right in itself.
+    README, "Loss Functions". Each term is a mean over its own region of each image, then over the batch: the
+    hole for coarse and refine, the hole dilated by `boundary_width` pixels for edge and corner, the boundary
+    band on both sides of the mask for colour. Edge, corner and colour compare the composited output.
+    L_smaller is the sum of coarse and refine over all smaller sizes that the network completed on its way
+    (`smaller`, in training mode alone), which supervises every scale.
 
     Args:
-        lambda_smaller: weight of L_smaller, constant in time.
         boundary_width: pixels.
-        lambda_perceptual: weight of `PerceptualLoss`, constant in time; at 0 there is none.
-        reconstruction: what coarse and refine measure: `l1`, as in the README, or `rms`.
+        vgg_weights: weights file of `PerceptualLoss`, which exists only if its weight is above 0.
+        reconstruction: distance of coarse, refine and smaller: `l1`, as in the README, or `rms`.
+        lambdas: `lambda_<term>` of any of `TERMS`, in place of its default weight.
 
     Shapes:
         outputs of the network; target (B, 3, H, W) in [0, 1]; mask (B, 1, H, W), 1 = missing;
@@ -193,39 +206,33 @@ class InpaintingLoss(nn.Module):
 
     def __init__(
         self,
-        lambda_coarse: float = 1.0,
-        lambda_refine: float = 1.0,
-        lambda_edge: float = 0.5,
-        lambda_corner: float = 0.3,
-        lambda_color: float = 0.5,
-        lambda_smaller: float = 0.3,
         boundary_width: int = 5,
-        lambda_perceptual: float = 0.0,
         vgg_weights: str | None = None,
         reconstruction: str = "l1",
+        **lambdas: float,
     ) -> None:
         super().__init__()
+        self.lambdas = {name: lambdas.pop(f"lambda_{name}", term.weight) for name, term in TERMS.items()}
+        if lambdas:
+            raise TypeError(f"no such loss weights: {', '.join(lambdas)}")
         self.reconstruction = RECONSTRUCTION[reconstruction]
-        self.lambdas = {"coarse": lambda_coarse, "refine": lambda_refine, "edge": lambda_edge}
-        self.lambdas |= {"corner": lambda_corner, "color": lambda_color}
         self.boundary_width = boundary_width
-        self.lambda_smaller = lambda_smaller
-        self.lambda_perceptual = lambda_perceptual
         self.corner_detector = CornerDetector()
-        self.perceptual = PerceptualLoss(vgg_weights) if lambda_perceptual > 0 else None
+        self.perceptual = PerceptualLoss(vgg_weights) if self.lambdas["perceptual"] > 0 else None
+        if self.perceptual is None:
+            del self.lambdas["perceptual"]
 
     def weights(self, progress: float) -> dict[str, float]:
-        """The weight of every term at `progress` in [0, 1]."""
-        weights = loss_weights(progress, **self.lambdas) | {"smaller": self.lambda_smaller}
-        return weights | ({"perceptual": self.lambda_perceptual} if self.perceptual is not None else {})
+        """Weight of every term at `progress` in [0, 1]."""
+        return loss_weights(progress, **self.lambdas)
 
     def smaller(self, completions: list[tuple[torch.Tensor, ...]], target: torch.Tensor) -> torch.Tensor:
-        """Coarse and refine of all smaller sizes together: (B,); 0 if there are none."""
+        """Sum of coarse and refine over all smaller sizes: (B,); 0 if there are none."""
         distance = target.new_zeros(len(target))
-        for mask, *guesses in reversed(completions):  # the largest first: each target is half of the last
+        for mask, *completed in reversed(completions):  # the largest first: each halves the last target
             target = F.avg_pool2d(target, 2, ceil_mode=True)
-            for guess in guesses:
-                distance = distance + self.reconstruction(guess.float(), target, mask.float())
+            for pred in completed:
+                distance = distance + self.reconstruction(pred.float(), target, mask.float())
         return distance
 
     def forward(
@@ -250,8 +257,8 @@ class InpaintingLoss(nn.Module):
             "edge": masked_l1(gradients[0].flatten(1, 2), gradients[1].flatten(1, 2), near),
             "corner": masked_l1(corners[0], corners[1], near),
             "color": 2 * (colors[0] - colors[1]).abs().mean(dim=1),  # mean over channels of |Δμ| + |Δσ|
+            "smaller": self.smaller(outputs.get("smaller", []), target),
         }
-        terms["smaller"] = self.smaller(outputs.get("smaller", []), target)
         if self.perceptual is not None:
             terms["perceptual"] = self.perceptual(output, target)
         losses = {name: values.mean() for name, values in terms.items()}

@@ -1,4 +1,4 @@
-"""Mask-aware multi-scale structure encoding: where structure is, and how attention hears of it."""
+"""Mask-aware multi-scale structure encoding, and the attention bias that it gives."""
 
 import torch
 import torch.nn.functional as F
@@ -6,13 +6,13 @@ from torch import nn
 
 
 class DepthwiseConv2d(nn.Conv2d):
-    """Filters every channel alone, the border being 0.
+    """Depthwise convolution with zero padding that keeps the size.
 
-    On CUDA as one convolution whose kernels between different channels are 0: of few channels it costs
-    little there, and cuDNN's gradient of grouped weights took a fifth of a training step.
+    On CUDA, it is a dense convolution whose kernels between different channels are 0: with few channels, it
+    costs little, whereas cuDNN's gradient of grouped weights took a fifth of a training step.
 
     Shapes:
-        (B, C, H, W) to the same.
+        (B, C, H, W) to (B, C, H, W).
     """
 
     def __init__(self, channels: int, kernel_size: tuple[int, int], bias: bool = True) -> None:
@@ -28,21 +28,21 @@ class DepthwiseConv2d(nn.Conv2d):
 
 
 class MultiScaleStructureEncoder(nn.Module):
-    """Structure confidence at every pixel, from features of both sides of the mask seen at several scales.
+    """Structure confidence at every pixel, from features on both sides of the mask at several scales.
 
         S = σ( Σ_k f_k(X ⊙ M, X ⊙ (1 - M)) )
 
-    README, "Multi-Scale Structure Encoder". X are features of the coarsely *completed* image: the
-    partial convolutions of the encoder leave nothing under the hole, so that its own X ⊙ M would be
-    empty. X ⊙ M alone would not do either: S is the bias of *keys*, those that count are known, and on
-    them it would be one constant beyond 7 pixels from the hole, which cancels in the softmax. Each f_k is
-    a 1×1 reduction with weights of its own for either side, a separable depthwise k×k convolution (k×1,
-    then 1×k: 2k products a pixel instead of k²), a ReLU, and a 1×1 projection to one channel.
+    README, "Multi-Scale Structure Encoder". X are features of the coarsely *completed* image: the encoder's
+    partial convolutions give 0 under the hole, so that their X ⊙ M would be empty. X ⊙ M alone would not
+    do either: S biases *keys*, the keys that count are known, and beyond 7 pixels from the hole S would be
+    constant on them, which cancels in the softmax. Each f_k is a 1×1 reduction with separate weights for
+    either side of the mask, a separable depthwise k×k convolution (k×1, then 1×k: 2k products per pixel
+    instead of k²), a ReLU, and a 1×1 projection to one channel.
 
     Args:
         in_channels: channels of X.
         patch_sizes: odd kernel sizes k in pixels, small for edges, large for layout.
-        hidden_ratio: channels inside f_k as a share of `in_channels` (at least one).
+        hidden_ratio: channels inside f_k, relative to `in_channels` (at least one).
 
     Shapes:
         features (B, C, H, W); mask (B, 1, H, W), 1 = missing. Returns S (B, 1, H, W) in [0, 1].
@@ -55,7 +55,7 @@ class MultiScaleStructureEncoder(nn.Module):
         if not patch_sizes or any(size < 1 or size % 2 == 0 for size in patch_sizes):
             raise ValueError(f"patch_sizes must be odd and positive, got {patch_sizes}")
         hidden = max(1, round(in_channels * hidden_ratio))
-        self.reduce = nn.Conv2d(in_channels, hidden * len(patch_sizes), 1)  # every f_k's 1×1 in one
+        self.reduce = nn.Conv2d(in_channels, hidden * len(patch_sizes), 1)  # all 1×1 reductions together
         self.reduce_known = nn.Conv2d(in_channels, hidden * len(patch_sizes), 1, bias=False)
         self.scales = nn.ModuleList(
             nn.Sequential(
@@ -65,12 +65,12 @@ class MultiScaleStructureEncoder(nn.Module):
             )
             for size in patch_sizes
         )
-        self.project = nn.Conv2d(hidden * len(patch_sizes), 1, 1)  # every f_k's last 1×1, and their sum
+        self.project = nn.Conv2d(hidden * len(patch_sizes), 1, 1)  # all last 1×1 projections, and their sum
 
     def forward(self, features: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        kind = self.project.weight.dtype
-        with torch.autocast(features.device.type, enabled=False):  # depthwise in bfloat16 crawls on CPUs
-            features, mask = features.to(kind), mask.to(kind)
+        dtype = self.project.weight.dtype
+        with torch.autocast(features.device.type, enabled=False):  # depthwise in bfloat16 is slow on CPUs
+            features, mask = features.to(dtype), mask.to(dtype)
             reduced = self.reduce(features * mask) + self.reduce_known(features * (1 - mask))
             parts = zip(self.scales, reduced.chunk(len(self.scales), dim=1), strict=True)
             response = torch.cat([scale(x) for scale, x in parts], dim=1)
@@ -78,7 +78,7 @@ class MultiScaleStructureEncoder(nn.Module):
 
 
 class StructureAwareAttentionGate(nn.Module):
-    """The attention bias of structure: B_structure = α · S, one learnt α a head.
+    """Attention bias from structure, B_structure = α · S, with one learned α per head.
 
     README, "Multi-Scale Structure Encoder": Softmax(QKᵀ/√d + α·S)V. S is averaged over each key's
     patch. α starts at 1, so that structure is preferred from the first step and S receives a gradient.

@@ -1,8 +1,8 @@
-"""Whether attention and MSSE do anything: how many keys a query hears, what S is, what each part is worth.
+"""Effect of attention and MSSE: number of keys that a query attends to, values of S, PSNR without each part.
 
-What all keys of a query share cancels in the softmax: if Q·K hardly differs from key to key, attention is an
-average, and if S hardly differs among *known* keys, α·S is nothing. Each part is silenced in a copy of the
-network, whose completions are then scored on the same holes.
+Whatever all keys of a query share cancels in the softmax: if Q·K hardly differs between keys, attention is an
+average, and if S hardly differs between *known* keys, α·S has no effect. Each part is ablated in a copy of
+the network, whose completions are then scored on the same holes.
 """
 
 import copy
@@ -29,8 +29,8 @@ def stages(network: InpaintingNetwork) -> list[MaskQueryCrossAttention]:
     return [getattr(network.refinement, name) for name in STAGES]
 
 
-def silence(stage: MaskQueryCrossAttention, part: str) -> None:
-    """Take a part of one stage away: its whole `output`, its `choice` among keys by Q·K, or `structure`."""
+def ablate(stage: MaskQueryCrossAttention, part: str) -> None:
+    """Remove a part of one stage: its whole `output`, its `choice` among keys by Q·K, or `structure`."""
     if part == "output":
         torch.nn.init.zeros_(stage.to_out.weight)
     elif part == "choice":
@@ -41,7 +41,7 @@ def silence(stage: MaskQueryCrossAttention, part: str) -> None:
 
 
 def perplexity(attention: torch.Tensor) -> tuple[float, float]:
-    """How many keys a query hears as if equally, and how many are in its reach: means over queries."""
+    """Perplexity of the attention and number of keys in reach: means over queries."""
     entropy = -(attention * attention.clamp_min(1e-12).log()).sum(dim=-1)
     return entropy.exp().mean().item(), (attention > 0).sum(dim=-1).double().mean().item()
 
@@ -54,13 +54,13 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     with torch.no_grad():
         describe(network, holes)
-        value(network, holes)
+        score_ablations(network, holes)
     return 0
 
 
 def describe(network: InpaintingNetwork, holes: Holes) -> None:
-    """Print how selective each stage is, α, and S on either side of the mask."""
-    heard: list[list[tuple[float, float]]] = [[] for _ in STAGES]
+    """Print the selectivity and α of each stage, and S on either side of the mask."""
+    selectivity: list[list[tuple[float, float]]] = [[] for _ in STAGES]
     regions: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
         "in the hole": lambda mask: mask > 0,
         "known": lambda mask: mask == 0,
@@ -69,41 +69,41 @@ def describe(network: InpaintingNetwork, holes: Holes) -> None:
     S: dict[str, list[tuple[float, float]]] = {name: [] for name in regions}
     for image, mask in holes:
         outputs = network(image, mask, return_attention=True)
-        for each, attention in zip(heard, outputs["attention"], strict=True):
-            each.append(perplexity(attention))
+        for pairs, attention in zip(selectivity, outputs["attention"], strict=True):
+            pairs.append(perplexity(attention))
         for name, region in regions.items():
             chosen = region(mask)
             if "structure" in outputs and chosen.any():
                 values = outputs["structure"][chosen]
                 S[name].append((values.mean().item(), values.std().item()))
-    for name, each, stage in zip(STAGES, heard, stages(network), strict=True):
-        keys, reach = np.mean(each, axis=0)
+    for name, pairs, stage in zip(STAGES, selectivity, stages(network), strict=True):
+        keys, reach = np.mean(pairs, axis=0)
         alpha = "" if stage.gate is None else "; α " + " ".join(f"{a:.2f}" for a in stage.gate.alpha.tolist())
-        print(f"{name}: as if {keys:.0f} equal keys of {reach:.0f} in reach{alpha}")
+        print(f"{name}: perplexity {keys:.0f} of {reach:.0f} keys in reach{alpha}")
     for name, pairs in S.items():
         if pairs:
             mean, deviation = np.mean(pairs, axis=0)
             print(f"S {name}: mean {mean:.3f}, standard deviation within an image {deviation:.3f}")
 
 
-def value(network: InpaintingNetwork, holes: Holes) -> None:
-    """Print what the hole's PSNR loses without each part."""
+def score_ablations(network: InpaintingNetwork, holes: Holes) -> None:
+    """Print the change of the PSNR in the hole without each part."""
 
-    def score(each: InpaintingNetwork) -> np.ndarray:
-        return np.array([metrics.psnr(each(i, m)["output"], i, m).item() for i, m in holes])
+    def score(network: InpaintingNetwork) -> np.ndarray:
+        return np.array([metrics.psnr(network(i, m)["output"], i, m).item() for i, m in holes])
 
-    whole = score(network)
-    print(f"PSNR in the hole: {whole.mean():.3f} dB, n {len(whole)}; without a part, it changes by")
+    full = score(network)
+    print(f"PSNR in the hole: {full.mean():.3f} dB, n {len(full)}; without a part, it changes by")
     parts = ["output", "choice"] + (["structure"] if network.structure_encoder is not None else [])
     cases = [(part, STAGES) for part in parts] + [("output", (name,)) for name in STAGES]
     for part, names in cases:
-        silenced = copy.deepcopy(network)
+        ablated = copy.deepcopy(network)
         for name in names:
-            silence(getattr(silenced.refinement, name), part)
-        change = score(silenced) - whole
+            ablate(getattr(ablated.refinement, name), part)
+        change = score(ablated) - full
         low, high = metrics.mean_interval(change.tolist()) or (np.nan, np.nan)
-        where = "all stages" if names == STAGES else names[0]
-        print(f"  {part} of {where}: {change.mean():+.3f} dB ({low:+.3f} to {high:+.3f})")
+        stage = "all stages" if names == STAGES else names[0]
+        print(f"  {part} of {stage}: {change.mean():+.3f} dB ({low:+.3f} to {high:+.3f})")
 
 
 if __name__ == "__main__":

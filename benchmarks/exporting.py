@@ -1,8 +1,8 @@
-"""Size, speed and accuracy of exported files beside the network run eagerly, on one thread.
+"""Size, speed and accuracy of exported files, compared with the eager network, on one thread.
 
-Every round times each of them once; medians of processor time, and their range. Half precision, which CPUs
-emulate, is timed on the smaller image alone. Differences are the largest of any pixel, in an image of [0, 1],
-from the eager network.
+Every round times each file once; reported are the median processor time and its range. Half precision, which
+CPUs emulate, is timed on the smaller image alone. The difference from the eager network is the largest of any
+pixel, in an image of [0, 1].
 """
 
 import argparse
@@ -25,7 +25,7 @@ SIDES = (256, 512)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--checkpoint", default="default", help="as of test.py")
+    parser.add_argument("--checkpoint", default="default", help="checkpoint, or the name of bundled weights")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--formats", nargs="+", default=list(SUFFIXES), choices=SUFFIXES)
     args = parser.parse_args()

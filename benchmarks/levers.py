@@ -1,4 +1,4 @@
-"""What flipping and more passes bring in hole PSNR and cost in time, on pictures with drawn holes."""
+"""Gain in PSNR and cost in time of flipping and of more passes, on images with random masks."""
 
 import sys
 import time
@@ -26,11 +26,15 @@ LEVERS: tuple[dict[str, Any], ...] = (
 
 def main(argv: list[str] | None = None) -> int:
     parser = OneLineParser(prog="levers.py", description=__doc__)
-    parser.add_argument("--test_root", required=True, metavar="DIR", help="pictures")
-    parser.add_argument("--checkpoint", default="default", metavar="FILE", help="as of test.py")
-    parser.add_argument("--count", type=int, default=100, metavar="N", help="pictures")
-    parser.add_argument("--image_size", type=int, default=256, metavar="PIXELS", help="of square crops")
-    parser.add_argument("--cache_dir", default="", metavar="DIR", help="where decoded images are kept")
+    parser.add_argument("--test_root", required=True, metavar="DIR", help="folder of images")
+    parser.add_argument(
+        "--checkpoint", default="default", metavar="FILE", help="checkpoint, or bundled weights"
+    )
+    parser.add_argument("--count", type=int, default=100, metavar="N", help="number of images")
+    parser.add_argument(
+        "--image_size", type=int, default=256, metavar="PIXELS", help="side of the square crops"
+    )
+    parser.add_argument("--cache_dir", default="", metavar="DIR", help="folder to cache decoded images in")
     try:
         args = parser.parse_args(argv)
         inpainters = [Inpainter.from_checkpoint(args.checkpoint, "cpu", **lever) for lever in LEVERS]
@@ -44,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_flush_denormal(True)
     scores: list[list[float]] = []
     seconds: list[list[float]] = []
-    for item in dataset:  # the levers take turns
+    for item in dataset:  # every lever fills each image in turn
         image, mask = item["image"][None], item["mask"][None]
         scores.append([])
         seconds.append([])

@@ -1,9 +1,9 @@
-"""What each size of the pyramid brings: the prefill that it gets, its coarse decoder, its refinement.
+"""PSNR at each size of the pyramid: its prefill, its coarse completion, its refined completion.
 
-Each size is scored in its own hole against the truth, shrunk to that size. The last column follows one
-hole through all sizes: how right the means over the smallest size's missing pixels are, once that size is
-done. The root mean square of what the bottleneck gives and of the coarse decoder's residual tells whether
-that decoder is alive: one that the training has switched off gives a residual of nothing.
+Each size is scored in its own hole against the truth, shrunk to that size. The next column follows one hole
+through all sizes: the completion of each size is averaged over the smallest size's missing pixels. The last
+two are the root mean squares of the bottleneck and of the coarse decoder's residual; a decoder that the
+training has switched off has a residual of zero.
 """
 
 import sys
@@ -22,20 +22,20 @@ from utils import UserError
 
 
 class Traced(InpaintingNetwork):
-    """Keeps what `complete_over` got and gave, from the smallest size to the image's own."""
+    """Network that keeps the inputs and results of every size, the smallest first."""
 
-    def complete_over(
+    def complete_from_prefill(
         self, prefill: torch.Tensor, image: torch.Tensor, mask: torch.Tensor, return_attention: bool = False
     ) -> dict:
-        outputs = super().complete_over(prefill, image, mask, return_attention)
+        outputs = super().complete_from_prefill(prefill, image, mask, return_attention)
         self.trace.append((mask, image, prefill, outputs["coarse"], outputs["refined"]))
         return outputs
 
-    def complete_mirrored(
+    def complete_with_mirror_image(
         self, prefill: torch.Tensor, image: torch.Tensor, mask: torch.Tensor, return_attention: bool = False
     ) -> dict:
-        outputs = super().complete_mirrored(prefill, image, mask, return_attention)
-        self.trace[-1] = (mask, image, prefill, outputs["coarse"], outputs["refined"])  # not of both apart
+        outputs = super().complete_with_mirror_image(prefill, image, mask, return_attention)
+        self.trace[-1] = (mask, image, prefill, outputs["coarse"], outputs["refined"])  # instead of the pair
         return outputs
 
     def forward(self, image: torch.Tensor, mask: torch.Tensor, return_attention: bool = False) -> dict:
@@ -44,12 +44,12 @@ class Traced(InpaintingNetwork):
 
 
 def shrink(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Means of x over what each pixel of `like` stands for."""
+    """Means of x over the area of each pixel of `like`."""
     return F.adaptive_avg_pool2d(x, (like.shape[-2], like.shape[-1]))
 
 
 def score(network: InpaintingNetwork, image: torch.Tensor, mask: torch.Tensor) -> list[list[float]]:
-    """PSNR of prefill, coarse and refined, then of the smallest size's hole: one row a size."""
+    """PSNR of prefill, coarse and refined, then in the smallest size's hole: one row per size."""
     assert isinstance(network, Traced)
     network(image, mask)
     smallest = network.trace[0][0]
@@ -59,7 +59,7 @@ def score(network: InpaintingNetwork, image: torch.Tensor, mask: torch.Tensor) -
         filled = torch.where(hole > 0, stages[-1], known)
         means, right = shrink(filled, like=smallest), shrink(image, like=smallest)
         pairs = [(stage, truth, hole) for stage in stages] + [(means, right, smallest)]
-        rows.append([metrics.psnr(a, b, where).item() if where.any() else np.nan for a, b, where in pairs])
+        rows.append([metrics.psnr(a, b, m).item() if m.any() else np.nan for a, b, m in pairs])
     return rows
 
 
@@ -77,11 +77,11 @@ def main(argv: list[str] | None = None) -> int:
     with torch.no_grad():
         scores = [score(network, image, mask) for image, mask in holes]
     assert isinstance(network, Traced)
-    sides = [max(each[0].shape[-2:]) for each in network.trace]
+    sides = [max(mask.shape[-2:]) for mask, *_ in network.trace]
     means = np.nanmean(np.array(scores), axis=0)
     rms = [np.reshape(values, (-1, len(sides))).mean(axis=0) for values in strength.values()]
-    print(f"n {len(scores)}, {args.mask_ratio[0]:.0%} to {args.mask_ratio[1]:.0%} missing; PSNR in dB")
-    print(f"| size | prefill | coarse | refined | of means at {sides[0]} px | bottleneck | residual |")
+    print(f"n {len(scores)}, mask ratio {args.mask_ratio[0]:.0%} to {args.mask_ratio[1]:.0%}; PSNR in dB")
+    print(f"| size | prefill | coarse | refined | averaged at {sides[0]} px | bottleneck | residual |")
     print("|---|---|---|---|---|---|---|")
     for side, row, bottleneck, residual in zip(sides, means, *rms, strict=True):
         cells = [f"{side}", *(f"{value:.2f}" for value in row), f"{bottleneck:.2f}", f"{residual:.4f}"]

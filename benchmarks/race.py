@@ -96,14 +96,14 @@ class CoarsePyramid(InpaintingNetwork):
         self.size = image.shape[-2:]
         return super().forward(image, mask, return_attention)
 
-    def complete_over(
+    def complete_from_prefill(
         self, prefill: torch.Tensor, image: torch.Tensor, mask: torch.Tensor, return_attention: bool = False
     ) -> dict:
         if image.shape[-2:] == self.size:
-            return super().complete_over(prefill, image, mask, return_attention)
+            return super().complete_from_prefill(prefill, image, mask, return_attention)
         refinement, decoder = self.refinement, self.refinement_decoder
         self.refinement, self.refinement_decoder = NoRefinement(), NoRefinement()  # type: ignore[assignment]
-        outputs = super().complete_over(prefill, image, mask)
+        outputs = super().complete_from_prefill(prefill, image, mask)
         self.refinement, self.refinement_decoder = refinement, decoder
         return outputs
 

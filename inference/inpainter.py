@@ -208,7 +208,7 @@ class Inpainter:
     ) -> torch.Tensor:
         def complete_over(guess: torch.Tensor) -> torch.Tensor:
             guess = torch.where(mask > 0, guess, image)
-            return self.network.complete_over(guess, image, mask)["refined"].clamp(0, 1)
+            return self.network.complete_from_prefill(guess, image, mask)["refined"].clamp(0, 1)
 
         refined = self.network(image, mask)["output"] if prefill is None else complete_over(prefill)
         for _ in range(self.passes - 1):

@@ -57,7 +57,7 @@ class OnnxNetwork:
             raise ValueError("an ONNX file holds no attention maps")
         return {"output": self._run(image=image, mask=mask)}
 
-    def complete_over(
+    def complete_from_prefill(
         self, prefill: torch.Tensor, image: torch.Tensor, mask: torch.Tensor
     ) -> dict[str, torch.Tensor]:
         """Complete the hole over a prefill (B, 3, H, W) instead of over the completion of smaller copies."""

@@ -1,12 +1,13 @@
-"""Pictures, masks and small runs that several tests share."""
+"""Images, masks and stand-ins for pretrained weights that several tests share."""
 
 import io
 import os
 import struct
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # one process a core: more threads would wait for each other
+if "PYTEST_XDIST_WORKER" in os.environ:  # one process per core: more threads would wait for each other
     os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
@@ -25,13 +26,12 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 # outside the cache of a session, or every session lists all fonts anew
 os.environ.setdefault("MPLCONFIGDIR", str(Path(tempfile.gettempdir()) / "matplotlib"))
 
-SHARED = Path(__file__).parents[2] / "shared"
 REPOSITORY = Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test reads or fills the user's cache."""
+    """Keep the user's cache out of the tests."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
@@ -46,17 +46,17 @@ def generator() -> np.random.Generator:
 
 
 def photograph(height: int, width: int, seed: int = 0) -> np.ndarray:
-    """A smooth random picture with edges, (H, W, 3) uint8."""
+    """A smooth random image with edges, (H, W, 3) uint8."""
     generator = np.random.default_rng(seed)
     y, x = np.mgrid[0:height, 0:width] / max(height, width)
     waves = [np.sin(generator.uniform(3, 12) * x + generator.uniform(3, 12) * y) for _ in range(3)]
-    picture = np.stack(waves, axis=2) * 70 + 128
-    picture[height // 4 : height // 2, width // 3 : width // 2] = generator.integers(0, 255, 3)
-    return picture.astype(np.uint8)
+    image = np.stack(waves, axis=2) * 70 + 128
+    image[height // 4 : height // 2, width // 3 : width // 2] = generator.integers(0, 255, 3)
+    return image.astype(np.uint8)
 
 
 def malformed() -> dict[str, bytes]:
-    """Files that are no image, or only a part of one."""
+    """Contents of files that are not an image, or only a part of one."""
     files: dict[str, bytes] = {"empty": b"", "text": b"not a picture" * 9}
     for form in ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF"):
         content = io.BytesIO()
@@ -73,13 +73,43 @@ def malformed() -> dict[str, bytes]:
 
 
 def randomize_zero_init(network: nn.Module, seed: int = 0) -> nn.Module:
-    """Weights away from their initial zeros, so that every part of the network shows in its output."""
+    """Give random values to parameters that start at zero, so that every part changes the output."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in network.parameters():
             if parameter.abs().sum() == 0:
                 parameter.normal_(0, 0.05, generator=generator)
     return network
+
+
+@pytest.fixture
+def vgg16_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Random weights of a VGG16 with 1/16 of its channels, which takes the place of torchvision's."""
+    import torchvision  # slow to import
+
+    widths = [c if c == "M" else c // 16 for c in torchvision.models.vgg.cfgs["D"]]
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"features": torchvision.models.vgg.make_layers(widths)})
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight)  # deep features as strong as shallow ones
+    torch.save(model.state_dict(), tmp_path / "vgg16.pth")
+    standin = SimpleNamespace(features=torchvision.models.vgg.make_layers(widths))
+    monkeypatch.setattr(torchvision.models, "get_model", lambda name, weights: standin)
+    return tmp_path / "vgg16.pth"
+
+
+@pytest.fixture
+def alexnet_file(tmp_path: Path) -> Path:
+    """Weights of AlexNet: the file that ALEXNET_WEIGHTS names, else random ones in torchvision's layout."""
+    import torchvision  # slow to import
+
+    if "ALEXNET_WEIGHTS" in os.environ:
+        return Path(os.environ["ALEXNET_WEIGHTS"])
+    torch.manual_seed(0)
+    state = torchvision.models.alexnet().state_dict()
+    torch.save({name: x for name, x in state.items() if "features" in name}, tmp_path / "alexnet.pth")
+    return tmp_path / "alexnet.pth"
 
 
 @pytest.fixture

@@ -68,7 +68,7 @@ def test_a_silenced_part_is_not_heard(part: str, network: InpaintingNetwork) -> 
     mask[..., 8:24, 8:24] = 1
     x, context = torch.randn(1, 4, 32, 32), torch.randn(1, 4, 32, 32)
     stage = copy.deepcopy(network.refinement.structure_stage)
-    attention.silence(stage, part)
+    attention.ablate(stage, part)
 
     def heard(structure: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return stage(x, context, mask, structure, return_attention=True)

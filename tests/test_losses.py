@@ -1,9 +1,9 @@
 import math
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import SHARED
 
 from losses import (
     CornerDetector,
@@ -16,6 +16,7 @@ from losses import (
     masked_l1,
 )
 from models import InpaintingNetwork
+from utils import UserError
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 TERMS = ("coarse", "refine", "edge", "corner", "color")
@@ -55,7 +56,7 @@ def test_the_laplacian_kernel_is_the_isotropic_nine_point_one() -> None:
 
 
 @pytest.mark.parametrize("degrees", [0, 90, 20, 45, 70])
-def test_corners_answer_and_straight_edges_do_not(degrees: float) -> None:
+def test_the_corner_detector_responds_to_corners_and_not_to_straight_edges(degrees: float) -> None:
     detector = CornerDetector()
     angle = math.radians(degrees)
     edge = step_edge(angle)
@@ -69,7 +70,7 @@ def test_corners_answer_and_straight_edges_do_not(degrees: float) -> None:
     assert gradient[1] < 1.2 * gradient[0]
 
 
-def test_equal_images_cost_nothing_and_every_term_sees_a_difference(batch: Batch) -> None:
+def test_every_term_is_zero_for_equal_images_and_positive_for_others(batch: Batch) -> None:
     image, mask = batch
     criterion = InpaintingLoss()
     assert all(loss == 0 for loss in criterion(outputs_of(image), image, mask).values())
@@ -108,7 +109,7 @@ def test_the_color_term_is_the_difference_of_means_and_deviations() -> None:
     mask = torch.zeros(1, 1, 20, 20)
     mask[..., 10:] = 1
     losses = InpaintingLoss(boundary_width=3)(outputs_of(target + 0.2 * mask), target, mask)
-    # the rim is half known (difference 0) and half missing (0.2): Δμ = 0.1, Δσ = 0.1
+    # the boundary band is half known (difference 0) and half missing (0.2): Δμ = 0.1, Δσ = 0.1
     assert losses["color"].item() == pytest.approx(0.2, abs=2e-3)
 
 
@@ -122,6 +123,20 @@ def test_the_weight_of_each_term_counts(term: str, batch: Batch) -> None:
     assert losses["total"].item() == pytest.approx(weight * losses[term].item(), rel=1e-5)
 
 
+def test_the_rms_reconstruction_is_the_root_of_the_mean_square_in_the_hole() -> None:
+    target, mask = torch.zeros(1, 3, 8, 8), torch.zeros(1, 1, 8, 8)
+    mask[..., :4] = 1
+    pred = target.clone()
+    pred[..., :2], pred[..., 4:] = 0.6, 0.9  # half of the hole, and known pixels
+    losses = InpaintingLoss(reconstruction="rms")(outputs_of(pred), target, mask)
+    assert losses["refine"].item() == pytest.approx(0.18**0.5, abs=1e-5)
+
+
+def test_an_unknown_weight_is_refused() -> None:
+    with pytest.raises(TypeError, match="lambda_edges"):
+        InpaintingLoss(lambda_edges=1.0)
+
+
 def test_the_schedule_is_the_readmes() -> None:
     lambdas = {"coarse": 1.0, "refine": 1.0, "edge": 0.5, "corner": 0.3, "color": 0.5}
     assert loss_weights(0.0, **lambdas) == pytest.approx(
@@ -133,7 +148,7 @@ def test_the_schedule_is_the_readmes() -> None:
     assert InpaintingLoss().weights(0.5)["corner"] == pytest.approx(0.3 * 0.65)
 
 
-def test_an_image_weighs_the_same_whatever_its_hole_and_company(batch: Batch) -> None:
+def test_every_image_of_a_batch_has_the_same_weight(batch: Batch) -> None:
     image, mask = batch
     noisy = outputs_of((image + 0.2 * mask).clamp(0, 1))
     criterion = InpaintingLoss()
@@ -156,7 +171,7 @@ def test_empty_and_full_holes_have_finite_gradients(value: float) -> None:
     assert losses["total"].isfinite()
 
 
-def test_the_rim_and_nothing_else_is_seen_by_edge_and_corner() -> None:
+def test_differences_far_from_the_hole_change_no_term() -> None:
     mask = torch.zeros(1, 1, 40, 40)
     mask[..., 15:25, 15:25] = 1
     target = torch.rand(1, 3, 40, 40)
@@ -166,7 +181,7 @@ def test_the_rim_and_nothing_else_is_seen_by_edge_and_corner() -> None:
     assert losses["edge"] == 0 and losses["corner"] == 0 and losses["color"] == 0
 
 
-def test_masked_l1_ignores_what_is_outside() -> None:
+def test_masked_l1_ignores_pixels_outside_the_region() -> None:
     region = torch.zeros(1, 1, 4, 4)
     region[..., 0, 0] = 1
     pred = torch.ones(1, 3, 4, 4)
@@ -182,14 +197,36 @@ def test_color_statistics_are_those_of_the_region(batch: Batch) -> None:
     assert torch.allclose(statistics[0].double(), expected, atol=1e-4)
 
 
-def test_the_perceptual_loss_trains_with_real_features() -> None:
-    weights = SHARED / "backbones" / "vgg16_features.pth"
-    if not weights.exists():
-        pytest.skip("no VGG16 weights at hand")
+def test_the_perceptual_loss_compares_normalised_features_after_three_blocks(vgg16_file: Path) -> None:
+    loss = PerceptualLoss(str(vgg16_file))
+    pred, target = torch.rand(2, 2, 3, 16, 20).unbind()
+    mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    x, y = (((image.movedim(1, 3) - mean) / deviation).movedim(3, 1) for image in (pred, target))
+    expected, taken = torch.zeros(2), []
+    for layer in loss.features:
+        x, y = layer(x), layer(y)
+        taken += [type(layer).__name__[0]]
+        if "".join(taken) in ("CRCR", "CRCRMCRCR", "CRCRMCRCRMCRCRCR"):  # relu1_2, relu2_2, relu3_3
+            distance = (x - y).abs().mean(dim=(1, 2, 3))
+            assert (distance > 0.01).all()
+            expected += distance
+    assert "".join(taken) == "CRCRMCRCRMCRCRCR"
+    torch.testing.assert_close(loss(pred, target), expected)
+    stored = torch.load(vgg16_file, weights_only=True)
+    assert torch.equal(loss.features[14].weight, stored["features.14.weight"])
+
+
+def test_the_perceptual_loss_refuses_files_without_its_layers(vgg16_file: Path) -> None:
+    torch.save({"classifier.0.weight": torch.zeros(3)}, vgg16_file)
+    with pytest.raises(UserError, match=r"--vgg_weights: does not hold the features\.\* layers of vgg16"):
+        PerceptualLoss(str(vgg16_file))
+
+
+def test_the_perceptual_loss_trains(vgg16_file: Path) -> None:
     torch.manual_seed(0)
     target = torch.rand(1, 3, 32, 32)
     pred = torch.rand(1, 3, 32, 32, requires_grad=True)
-    loss = PerceptualLoss(str(weights))
+    loss = PerceptualLoss(str(vgg16_file))
     assert loss(target, target).item() == 0
     optimizer = torch.optim.Adam([pred], lr=0.02)
     values = []
@@ -201,30 +238,29 @@ def test_the_perceptual_loss_trains_with_real_features() -> None:
         values.append(value.item())
     assert values[-1] < 0.9 * values[0]
     assert not any(parameter.requires_grad for parameter in loss.parameters())
-    criterion = InpaintingLoss(lambda_perceptual=0.5, vgg_weights=str(weights))
+    criterion = InpaintingLoss(lambda_perceptual=0.5, vgg_weights=str(vgg16_file))
     losses = criterion(outputs_of(pred.detach()), target, torch.ones(1, 1, 32, 32))
     assert losses["perceptual"] > 0 and criterion.weights(0.7)["perceptual"] == 0.5
 
 
-def test_the_perceptual_loss_reaches_every_weight_of_the_network_and_falls(batch: Batch) -> None:
-    weights = SHARED / "backbones" / "vgg16_features.pth"
-    if not weights.exists():
-        pytest.skip("no VGG16 weights at hand")
+def test_the_perceptual_loss_reaches_every_weight_of_the_network_and_falls(
+    batch: Batch, vgg16_file: Path
+) -> None:
     torch.manual_seed(0)
     image, mask = batch
-    network = InpaintingNetwork(base_channels=16, bottleneck_depth=1)
+    network = InpaintingNetwork(base_channels=8, bottleneck_depth=1)
     for layer in (network.coarse_decoder.to_rgb, network.refinement_decoder.to_rgb):
-        torch.nn.init.normal_(layer.weight, std=0.05)  # they begin at 0, and nothing behind them hears
+        torch.nn.init.normal_(layer.weight, std=0.05)  # they start at 0, which stops all gradients
     nothing = {f"lambda_{term}": 0.0 for term in ("coarse", "refine", "edge", "corner", "color", "smaller")}
-    criterion = InpaintingLoss(**nothing, lambda_perceptual=1.0, vgg_weights=str(weights))
+    criterion = InpaintingLoss(**nothing, lambda_perceptual=1.0, vgg_weights=str(vgg16_file))
     optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
     values = []
-    for _ in range(6):
+    for _ in range(25):
         optimizer.zero_grad()
         losses = criterion(network(image, mask), image, mask, 0.5, 1)
         losses["total"].backward()
         optimizer.step()
         values.append(losses["total"].item())
-    silent = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
-    assert not silent
+    without = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert not without
     assert values[-1] < 0.9 * values[0]

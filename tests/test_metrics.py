@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import SHARED, photograph
+from conftest import photograph
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from evaluation.ablation_table import Result
@@ -188,16 +188,13 @@ def test_one_rule_for_the_means_of_a_hole_and_an_empty_mask() -> None:
     assert Result("row", 1, 1, 1, 1.0, "", holes).means()["psnr"] == calculator.compute()["psnr"]
 
 
-def test_lpips_equals_the_packages_own_network() -> None:
-    weights = SHARED / "backbones" / "alexnet_features.pth"
+def test_lpips_equals_the_packages_own_network(alexnet_file: Path) -> None:
     lpips = pytest.importorskip("lpips")
-    if not weights.exists():
-        pytest.skip("no AlexNet weights at hand")
     pred, target = pair(64, 64, 0)
-    score = lpips_score(pred, target, str(weights))
+    score = lpips_score(pred, target, str(alexnet_file))
     assert score.shape == (1,)
-    assert lpips_score(target, target, str(weights)).item() == 0
-    trunk = torch.load(weights, weights_only=True)
+    assert lpips_score(target, target, str(alexnet_file)).item() == 0
+    trunk = torch.load(alexnet_file, weights_only=True)
     reference = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False).eval()
     names = {
         f"net.slice{k}.{n}.{kind}": trunk[f"features.{n}.{kind}"]
@@ -208,7 +205,7 @@ def test_lpips_equals_the_packages_own_network() -> None:
     with torch.no_grad():
         expected = reference(2 * pred - 1, 2 * target - 1).item()
     assert score.item() == pytest.approx(expected, abs=1e-6)
-    calculator = MetricsCalculator(use_lpips=True, lpips_weights=str(weights))
+    calculator = MetricsCalculator(use_lpips=True, lpips_weights=str(alexnet_file))
     calculator.update(pred, target, torch.ones(1, 1, 64, 64))
     assert calculator.compute()["lpips"] == pytest.approx(expected, abs=1e-6)
 

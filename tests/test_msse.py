@@ -63,3 +63,8 @@ def test_a_dense_convolution_stands_in_for_the_depthwise_one(size: tuple[int, in
     torch.testing.assert_close(dense, expected)
     gradients = [torch.autograd.grad(y.square().sum(), layer.weight)[0] for y in (expected, dense)]
     torch.testing.assert_close(*gradients)
+
+
+def test_a_new_gate_prefers_structure_in_every_head() -> None:
+    S = torch.rand(1, 1, 3, 4)
+    assert torch.equal(StructureAwareAttentionGate(num_heads=2)(S), S.expand(1, 2, 3, 4))

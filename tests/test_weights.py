@@ -1,4 +1,4 @@
-"""Weights files: what pack.py writes is what load_network reads, and a changed file is refused."""
+"""Weights files: `load_network` reads what pack.py writes, and refuses a changed file."""
 
 import importlib.util
 import json
@@ -44,16 +44,16 @@ def checkpoint(tmp_path: Path) -> Path:
     return tmp_path / "best.pth"
 
 
-def test_packed_weights_complete_a_picture_like_the_checkpoint(
+def test_packed_weights_complete_an_image_like_the_checkpoint(
     pack: ModuleType, checkpoint: Path, tmp_path: Path
 ) -> None:
     report, packed = tmp_path / "report.json", tmp_path / "packed.pth"
     report.write_text(json.dumps({"images": 7, "protocol": {"checkpoint": "/home/someone/x.pth"}}))
-    arguments = [str(checkpoint), str(packed), "--data", "seven pictures", "--metrics", str(report)]
+    arguments = [str(checkpoint), str(packed), "--data", "seven images", "--metrics", str(report)]
     assert pack.main(arguments) == 0
     state = load_checkpoint(packed, "--checkpoint")
-    assert state["data"] == "seven pictures" and state["metrics"] == [{"images": 7, "protocol": {}}]
-    assert state["config"] == {"lr": 0.1}  # nobody's folders
+    assert state["data"] == "seven images" and state["metrics"] == [{"images": 7, "protocol": {}}]
+    assert state["config"] == {"lr": 0.1}  # no private folders
     assert all(value.dtype == torch.float16 for value in state["ema"].values())
     assert packed.stat().st_size < 0.7 * checkpoint.stat().st_size
     pixels, hole = photograph(40, 40), np.eye(40, dtype=bool)
@@ -76,15 +76,15 @@ def test_the_digest_is_of_names_types_shapes_and_values() -> None:
     digest = weights_digest(weights)
     assert digest == weights_digest(dict(reversed(weights.items())))
     assert digest == weights_digest(weights | {"a": weights["a"].to(memory_format=torch.channels_last)})
-    others = [
+    changed = [
         weights | {"a": weights["a"].reshape(2, 3)},
         weights | {"b": torch.ones(2).half()},
         {"a": weights["a"]},
     ]
-    assert len({digest, *map(weights_digest, others)}) == 4
+    assert len({digest, *map(weights_digest, changed)}) == 4
 
 
-def test_mistakes_are_one_line(
+def test_user_errors_are_one_line(
     pack: ModuleType, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     wide = load_checkpoint(checkpoint, "")
@@ -103,9 +103,7 @@ def test_mistakes_are_one_line(
 
 
 @pytest.mark.parametrize(("name", "megabytes"), [("default", 8), ("fast", 3)])
-def test_the_weights_that_come_along_are_small_whole_and_better_than_opencv(
-    name: str, megabytes: int
-) -> None:
+def test_the_bundled_weights_are_small_whole_and_better_than_opencv(name: str, megabytes: int) -> None:
     path = REPOSITORY / "weights" / f"{name}.pth"
     assert path.stat().st_size < megabytes * 10**6
     state = load_checkpoint(path, "--checkpoint")

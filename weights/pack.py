@@ -1,4 +1,4 @@
-"""Pack the averaged weights of a checkpoint into a file that comes with the project."""
+"""Pack the averaged weights of a checkpoint into a file of bundled weights."""
 
 import argparse
 import json
@@ -14,20 +14,20 @@ from utils import OneLineParser, UserError
 
 
 def pack(checkpoint: Path, data: str, reports: list[Path]) -> dict:
-    """What a weights file holds: architecture, half-precision weights, their SHA-256, and their origin.
+    """Contents of a weights file: architecture, half-precision weights, their SHA-256, and their origin.
 
     Raises:
-        UserError: for a file that cannot be read, or weights that half precision cannot hold.
+        UserError: if a file cannot be read, or half precision cannot hold a weight.
     """
     state = load_checkpoint(checkpoint, "CHECKPOINT")
     weights = {name: value.half() for name, value in state["ema"].items()}
-    broken = [name for name, value in weights.items() if not torch.isfinite(value).all()]
-    if broken:
-        raise UserError(f"CHECKPOINT: {broken[0]} does not fit half precision")
+    overflowing = [name for name, value in weights.items() if not torch.isfinite(value).all()]
+    if overflowing:
+        raise UserError(f"CHECKPOINT: {overflowing[0]} does not fit half precision")
     try:
         metrics = [json.loads(path.read_text()) for path in reports]
-        for each in metrics:
-            each.get("protocol", {}).pop("checkpoint", None)  # nobody's folders
+        for report in metrics:
+            report.get("protocol", {}).pop("checkpoint", None)  # the path would name private folders
     except (OSError, ValueError) as error:
         raise UserError(f"--metrics: {error}") from None
     counters = {name: state["counters"][name] for name in ("epoch", "step", "images", "elapsed_s")}
@@ -46,11 +46,13 @@ def pack(checkpoint: Path, data: str, reports: list[Path]) -> dict:
 
 def main(argv: list[str] | None = None) -> int:
     parser = OneLineParser(prog="pack.py", description=__doc__)
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="best_model.pth of a run")
-    parser.add_argument("file", metavar="FILE", help="to write: weights/default.pth")
-    parser.add_argument("--data", required=True, metavar="TEXT", help="what the weights were trained on")
     parser.add_argument(
-        "--metrics", nargs="*", default=[], metavar="FILE", help="metrics.json files that test.py wrote"
+        "checkpoint", metavar="CHECKPOINT", help="checkpoint of a run, such as best_model.pth"
+    )
+    parser.add_argument("file", metavar="FILE", help="file to write, such as weights/default.pth")
+    parser.add_argument("--data", required=True, metavar="TEXT", help="description of the training data")
+    parser.add_argument(
+        "--metrics", nargs="*", default=[], metavar="FILE", help="report.json files of test.py to include"
     )
     try:
         args: argparse.Namespace = parser.parse_args(argv)
