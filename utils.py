@@ -1,4 +1,4 @@
-"""Errors of the user, the command line, files written whole or not at all; needs no torch."""
+"""User errors, the command line, and files written atomically; imports no torch."""
 
 import argparse
 import contextlib
@@ -20,11 +20,11 @@ DEFAULT_MASK_RATIO = (0.1, 0.4)  # range of the share of missing pixels in rando
 
 
 class UserError(Exception):
-    """A mistake that the user can mend: printed as one line, exit status 2, no traceback."""
+    """An error that the user can fix: printed as one line with exit status 2, without a traceback."""
 
 
 def one_line(error: UserError) -> str:
-    """What the user is told; of an error in a loader process, which torch wraps in its traceback, the end."""
+    """The message of a user error; torch wraps one in a loader process in a traceback, whose last line it is."""
     return str(error).strip().splitlines()[-1].removeprefix(f"{UserError.__module__}.UserError: ")
 
 
@@ -64,14 +64,14 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def print_any_name() -> None:
-    """Let names that the terminal's encoding does not have be printed as escapes, and not end a program."""
+    """Print file names that the terminal's encoding lacks with escapes, where Python would raise an error."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def run_program(main: Callable[[], int], program: str) -> NoReturn:
-    """Run a command and end the process with its status; 2 if what it printed cannot be written."""
+    """Run a command and exit with its status, or with 2 if its output cannot be printed."""
     for number in range(3):  # a closed standard stream would become the first file that is opened
         try:
             os.fstat(number)
@@ -85,25 +85,25 @@ def run_program(main: Callable[[], int], program: str) -> NoReturn:
         sys.stdout.flush()
     except OSError as error:
         if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EPIPE, errno.EIO):
-            raise  # of something else than printing
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python tries again at its end
+            raise  # not an error of printing
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes again at exit
         print(f"{program}: error: cannot print: {error.strerror}", file=sys.stderr)
         status = 2
     sys.exit(status)
 
 
 def split_roots(root: str) -> list[str]:
-    """The folders or shards of a root, joined by the system's path separator; a path that exists is one."""
+    """Split folders or shards joined by the system's path separator, unless the whole is an existing path."""
     return [root] if os.path.exists(root) else root.split(os.pathsep)
 
 
 def is_shards(root: str) -> bool:
-    """Whether a root names tar files, and not folders."""
+    """Whether a root names tar files rather than folders."""
     return any(part.endswith(".tar") and not os.path.isdir(part) for part in split_roots(root))
 
 
 def make_folder(folder: Path, flag: str) -> None:
-    """Make a folder for results, and its parents.
+    """Make the folder of results and its parents.
 
     Raises:
         UserError: naming `flag`, if it cannot be made.
@@ -118,7 +118,7 @@ def make_folder(folder: Path, flag: str) -> None:
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it over `path` on success, remove it on failure."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    start = os.fsdecode(os.fsencode(path.name)[:200])  # a name may have 255 bytes
+    start = os.fsdecode(os.fsencode(path.name)[:200])  # names have at most 255 bytes
     temporary = path.with_name(f".{start}.{os.getpid()}.tmp")
     try:
         yield temporary
@@ -131,7 +131,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 def write_text(text: str, path: Path) -> None:
     with atomic_path(path) as temporary:
-        # a name that is not UTF-8 is written as the bytes that it is
+        # file names in the text that are not UTF-8 keep their bytes
         temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
@@ -148,7 +148,7 @@ def write_json(content: dict[str, Any], path: Path) -> None:
     write_text(json.dumps(content, indent=2) + "\n", path)
 
 
-# torch.load raises these on a damaged or foreign file
+# raised by torch.load on a damaged or foreign file
 READ_ERRORS = (
     pickle.UnpicklingError,
     zipfile.BadZipFile,

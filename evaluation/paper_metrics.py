@@ -9,7 +9,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import nn
 
 import metrics
-from utils import UserError
+from utils import UserError, first_line
 
 WINDOW = 51  # pixels per side, for the grey SSIM
 INCEPTION_WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"  # torch-fidelity's, of the original FID
@@ -104,9 +104,7 @@ class FrechetDistance:
                 "--use_fid: needs torchmetrics and torch-fidelity: pip install torchmetrics torch-fidelity"
             ) from None
         except (RuntimeError, OSError, ValueError) as error:
-            raise UserError(
-                f"--fid_weights: not InceptionV3's: {path} ({str(error).splitlines()[0][:100]})"
-            ) from None
+            raise UserError(f"--fid_weights: not InceptionV3's: {path} ({first_line(error)})") from None
 
     def update(self, pred: torch.Tensor, target: torch.Tensor) -> None:
         """Add pairs (B, 3, H, W) in [0, 1], rounded to 8 bits like files."""

@@ -17,7 +17,7 @@ ARCHITECTURE = {"base_channels": 4, "bottleneck_depth": 1}
 
 @pytest.fixture
 def network() -> InpaintingNetwork:
-    """Of residuals that are not zero, as a new network's are, and too small to leave [0, 1]."""
+    """Weights whose residuals are not zero, unlike a new network's, and too small to leave [0, 1]."""
     torch.manual_seed(0)
     network = InpaintingNetwork(**ARCHITECTURE)
     for layer in (network.coarse_decoder.to_rgb, network.refinement_decoder.to_rgb):

@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 
 from config import Config
 from inference.checkpoints import load_checkpoint, save_checkpoint
-from utils import UserError, write_json
+from utils import UserError, first_line, write_json
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -182,7 +182,7 @@ def try_to_save(checkpoint: dict[str, Any], path: Path) -> bool:
     try:
         save_checkpoint(checkpoint, path)
     except (OSError, RuntimeError) as error:  # torch raises a RuntimeError on a full disk
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+        reason = first_line(error)
         print(f"warning: cannot save {path}: {reason}; training continues", file=sys.stderr)
         return False
     return True
