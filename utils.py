@@ -24,7 +24,7 @@ class UserError(Exception):
 
 
 def one_line(error: UserError) -> str:
-    """The message of a user error; torch wraps one in a loader process in a traceback, whose last line it is."""
+    """The message of a user error; one from a loader process ends the traceback that torch makes of it."""
     return str(error).strip().splitlines()[-1].removeprefix(f"{UserError.__module__}.UserError: ")
 
 
