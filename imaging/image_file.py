@@ -5,13 +5,14 @@ import io
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
+import tifffile
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from imaging.formats import png
-from imaging.formats.heif import HeifFile
+from imaging.formats.heif import HeifFile, open_heif
 from imaging.formats.jpeg import JpegFile
 from imaging.formats.pillow_file import PillowFile, PortableFile, open_portable
 from imaging.formats.tiff import TiffImage
@@ -231,7 +232,7 @@ def reading(path: object) -> Iterator[None]:
 
 
 def reason_of(error: BaseException) -> str:
-    """The first line of an error; see `first_line`."""
+    """A reason in one line: "damaged from its beginning on" if no format is identified, else `first_line`."""
     unidentified = isinstance(error, UnidentifiedImageError)
     return "damaged from its beginning on" if unidentified else first_line(error)
 
@@ -255,7 +256,8 @@ def sniff(data: bytes, path: Path | None = None) -> str:
     """Pillow's name of a file's format, from its first bytes; TGA has no signature, and needs its suffix.
 
     Raises:
-        UserError: for a format that cannot be written back.
+        UserError: for a known format that cannot be written back.
+        ValueError: for an unknown one.
     """
     if data.startswith(RAW_SIGNATURES) or data[4:11] == b"ftypcrx":
         raise UserError(RAW_ERROR)
@@ -278,15 +280,21 @@ def sniff(data: bytes, path: Path | None = None) -> str:
     raise ValueError("of no known format")
 
 
+def header_size(data: bytes, form: str) -> tuple[int, int]:
+    """Width and height by a file's header; Pillow has no mode for some samples of TIFF, and no HEIF."""
+    if form == "HEIF":
+        return open_heif(data).size
+    if form == "TIFF":
+        with tifffile.TiffFile(io.BytesIO(data)) as tiff:
+            page: Any = tiff.pages[0]
+            return page.imagewidth, page.imagelength
+    with Image.open(io.BytesIO(data), formats=(form,)) as image:
+        return image.size
+
+
 def refuse_large(data: bytes, form: str, max_megapixels: float) -> None:
     """Raise a `UserError` if a file's header states more pixels than allowed."""
-    if form == "HEIF":
-        import pillow_heif
-
-        width, height = pillow_heif.open_heif(io.BytesIO(data)).size
-    else:
-        with Image.open(io.BytesIO(data), formats=(form,)) as image:
-            width, height = image.size
+    width, height = header_size(data, form)
     if width * height > max_megapixels * 1e6:
         count = width * height / 1e6
         limit = f"the limit of {max_megapixels:g} (--max_megapixels)"

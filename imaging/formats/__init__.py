@@ -1,4 +1,9 @@
-"""Image file formats: one module per family, and the parts of the larger ones."""
+"""Image file formats: one module per family, and the parts of the larger ones.
+
+A new format needs its signature, opener and suffix in `imaging/image_file.py` (`SIGNATURES`, `OPENED`,
+`open_container`, `SUFFIXES`), its suffix for training in `imaging/files.py` (`EXTENSIONS`), a module here or
+a row in `pillow_file.py`, its inventory in `imaging/inventory.py`, and a kind in `tests/imaging/kinds.py`.
+"""
 
 QUALITY = 95  # for formats that cannot be written without loss
 

@@ -13,6 +13,19 @@ from utils import UserError
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # by number of channels
 
 
+def open_heif(data: bytes) -> Any:
+    """A HEIF file opened at its own bit depth.
+
+    Raises:
+        UserError: if the optional library is missing.
+    """
+    try:
+        import pillow_heif
+    except ImportError:
+        raise UserError("HEIC and HEIF need pillow-heif (pip install pillow-heif)") from None
+    return pillow_heif.open_heif(io.BytesIO(data), convert_hdr_to_8bit=False)
+
+
 class HeifFile:
     """An open HEIC or HEIF file, its main image upright; a `Container`.
 
@@ -24,11 +37,7 @@ class HeifFile:
     encoding_note = reencoding_note("HEIF")
 
     def __init__(self, data: bytes) -> None:
-        try:
-            import pillow_heif
-        except ImportError:
-            raise UserError("HEIC and HEIF need pillow-heif (pip install pillow-heif)") from None
-        file: Any = pillow_heif.open_heif(io.BytesIO(data), convert_hdr_to_8bit=False)
+        file = open_heif(data)
         image = file[file.primary_index]
         self.notes: list[str] = []
         if len(file) > 1:

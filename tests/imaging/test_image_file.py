@@ -490,3 +490,12 @@ def test_heic_without_its_library_says_how_to_get_it(tmp_path: Path, monkeypatch
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     with pytest.raises(UserError, match="pip install pillow-heif"):
         ImageFile(tmp_path / "in.heic")
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.float16, np.uint32])
+def test_a_limit_of_pixels_reads_the_size_of_any_tiff(kind: type, tmp_path: Path) -> None:
+    samples = np.linspace(0, 1, 20 * 30 * 3).reshape(20, 30, 3).astype(kind)
+    tifffile.imwrite(tmp_path / "a.tif", samples, photometric="rgb")
+    assert ImageFile(tmp_path / "a.tif", max_megapixels=1).shape == (20, 30)
+    with pytest.raises(UserError, match=r"more than the limit of 0\.0001"):
+        ImageFile(tmp_path / "a.tif", max_megapixels=0.0001)
