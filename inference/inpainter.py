@@ -76,13 +76,15 @@ class Inpainter:
     def __call__(self, image: Any, mask: Any) -> Any:
         """Fill the hole; the result has the image's class, size and type, and shares no memory with it.
 
+        PIL images of other modes than L, LA, RGB, RGBA and I;16 come back as RGB or RGBA.
+
         Args:
             image: a PIL image; an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4; the last is alpha and
-                stays) of uint8, uint16 or float in [0, 1]; a tensor (3, H, W) or (B, 3, H, W), uint8 or float
-                in [0, 1]; or a list of such.
-            mask: a PIL image, array or tensor of the same height and width. Nonzero is missing in arrays and
-                tensors of bool or with no value above 1, from half of the range up in the others. A list, or
-                one for all.
+                stays) of uint8, uint16 or float in [0, 1]; a tensor (1 or 3, H, W) or (B, 1 or 3, H, W),
+                uint8 or float in [0, 1]; or a list of such.
+            mask: a PIL image, array or tensor of the same height and width; for a list a list, or one for
+                all; for a batch tensor (B, 1, H, W), or one for all. Missing are values from 0.5 up if none
+                exceeds 1, else from half of the range up (32768 for uint16, 127.5 for other types).
 
         Raises:
             ValueError: naming the shape or type that cannot be filled.
@@ -101,6 +103,8 @@ class Inpainter:
         raise ValueError(f"image must be a PIL image, an array or a tensor, got {type(image).__name__}")
 
     def _fill_pil(self, image: Image.Image, mask: Any) -> Image.Image:
+        if image.mode in ("I", "F", "I;16B", "I;16L", "I;16N"):
+            raise ValueError(f"a PIL image of mode {image.mode} would lose values: pass its array")
         if image.mode not in ("L", "LA", "RGB", "RGBA", "I;16"):
             return self._fill_pil(image.convert("RGBA" if image.has_transparency_data else "RGB"), mask)
         array = np.array(image)
@@ -124,7 +128,9 @@ class Inpainter:
             filled = [self._fill_tensor(x, masks[0 if shared else i]) for i, x in enumerate(image)]
             return torch.stack(filled) if filled else image.clone()
         if image.ndim != 3 or image.shape[0] not in (1, 3):
-            raise ValueError(f"a tensor must be (3, H, W) or (B, 3, H, W), got {tuple(image.shape)}")
+            raise ValueError(
+                f"a tensor must be (1 or 3, H, W) or (B, 1 or 3, H, W), got {tuple(image.shape)}"
+            )
         array = image.detach().permute(1, 2, 0).cpu()
         if array.is_floating_point():
             array = array.float()
@@ -168,7 +174,7 @@ class Inpainter:
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error) or tile <= SMALLEST_TILE:
                     raise
-            tile //= 2
+            tile = max(SMALLEST_TILE, tile // 2)
             print(f"note: out of memory; going on with tiles of {tile} pixels", file=sys.stderr)
 
     def _fill_pyramid(self, image: np.ndarray, mask: np.ndarray, tile: int) -> None:
@@ -191,13 +197,13 @@ class Inpainter:
 
     def _complete(self, image: np.ndarray, mask: np.ndarray, prefill: np.ndarray | None = None) -> np.ndarray:
         """The network's completion, (H, W, 3) float32 in [0, 1], over its own prefill or the one given."""
-        x = to_tensor(image).to(self.device).expand(-1, 3, -1, -1)
-        m = torch.from_numpy(mask.astype(np.float32))[None, None].to(self.device)
-        x = x.masked_fill(m > 0, 0)
+        missing = torch.from_numpy(mask.astype(np.float32))[None, None].to(self.device)
+        known = to_tensor(image).to(self.device).expand(-1, 3, -1, -1).masked_fill(missing > 0, 0)
         guess = None if prefill is None else to_tensor(prefill).to(self.device).expand(-1, 3, -1, -1)
-        refined = self._run_passes(x, m, guess)
+        refined = self._run_passes(known, missing, guess)
         if self.flip:
-            mirrored = self._run_passes(x.flip(3), m.flip(3), None if guess is None else guess.flip(3))
+            mirrored_guess = None if guess is None else guess.flip(3)
+            mirrored = self._run_passes(known.flip(3), missing.flip(3), mirrored_guess)
             refined = (refined + mirrored.flip(3)) / 2
         if self.after_run is not None:
             self.after_run()

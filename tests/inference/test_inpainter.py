@@ -278,3 +278,26 @@ def test_out_of_memory_halves_the_tile_and_goes_on(
     monkeypatch.setattr(Inpainter, "_complete", lambda *_: (_ for _ in ()).throw(MemoryError()))
     with pytest.raises(MemoryError):
         scarce(pixels, hole)
+
+
+@pytest.mark.parametrize("mode", ["I", "F", "I;16B"])
+def test_a_pil_image_whose_values_would_be_lost_is_refused(inpainter: Inpainter, mode: str) -> None:
+    with pytest.raises(ValueError, match=f"mode {mode} would lose values"):
+        inpainter(Image.new(mode, (20, 20)), np.eye(20, dtype=bool))
+
+
+def test_tiles_never_become_smaller_than_the_smallest(
+    network: InpaintingNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiles = []
+
+    def run_out(self: Inpainter, image: np.ndarray, mask: np.ndarray, tile: int) -> None:
+        tiles.append(tile)
+        raise MemoryError
+
+    monkeypatch.setattr(Inpainter, "_fill_pyramid", run_out)
+    inpainter = Inpainter(network)
+    inpainter.tile = 192
+    with pytest.raises(MemoryError):
+        inpainter(photograph(40, 40), np.eye(40, dtype=bool))
+    assert tiles == [192, SMALLEST_TILE]
