@@ -151,7 +151,9 @@ def score_methods(
         completions["coarse"] = torch.where(item.mask > 0, ours.outputs["coarse"], item.image)
     if theirs is not None:
         completions["against"] = theirs.outputs["output"]
-    uncomposited = {"output": ours.outputs.get("refined")}  # other methods give composited images alone
+    uncomposited = {"output": ours.outputs.get("refined"), "coarse": ours.outputs.get("coarse")}
+    if theirs is not None:
+        uncomposited["against"] = theirs.outputs.get("refined")
     scores = {
         method: score(pred, item, settings, uncomposited.get(method, pred))
         for method, pred in (completions | baselines).items()
@@ -225,7 +227,8 @@ def write_grid(grids: list[torch.Tensor], folder: Path) -> None:
     """Write comparison grids below each other to `test_results.png`."""
     from torchvision.utils import save_image  # slow to import
 
-    save_image(torch.cat(grids, dim=1), folder / REPORT_FILES[1])
+    with atomic_path(folder / REPORT_FILES[1]) as temporary:
+        save_image(torch.cat(grids, dim=1), temporary, format="png")
 
 
 def draw_heatmaps(item: Item, heatmaps: dict[str, torch.Tensor], folder: Path) -> None:
@@ -233,9 +236,8 @@ def draw_heatmaps(item: Item, heatmaps: dict[str, torch.Tensor], folder: Path) -
     from torchvision.utils import save_image  # slow to import
 
     if heatmaps:
-        path = folder / "attention" / f"{item.name}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_image(heatmap_grid(item.image, item.mask, heatmaps), path)
+        with atomic_path(folder / "attention" / f"{item.name}.png") as temporary:
+            save_image(heatmap_grid(item.image, item.mask, heatmaps), temporary, format="png")
 
 
 @torch.no_grad()
@@ -246,7 +248,8 @@ def evaluate_file(network: Network, job: Job, folder: Path, checkpoint: str, set
     `attention/` on request.
     """
     filled, missing, truth = open_image(job.target_path, "--save_dir").colors(), job.mask, job.truth
-    device, name = network.device, job.source.relative.with_suffix("").as_posix()
+    device, relative = network.device, job.source.relative
+    name = (relative if job.source.is_namesake else relative.with_suffix("")).as_posix()
     if truth is not None:
         mask = torch.from_numpy(missing[None, None].astype(np.float32)).to(device)
         item = Item(name, name, to_tensor(truth).to(device), mask)

@@ -8,7 +8,7 @@ import numpy as np
 
 from evaluation.baselines import OPENCV
 from evaluation.mask_packs import bucket_order
-from metrics import METRICS, counts, mean_interval, mean_over_images
+from metrics import METRICS, has_region, mean_interval, mean_over_images
 from utils import csv_text
 
 Summary = dict[str, Any]
@@ -56,7 +56,7 @@ def gain(holes: list[Scored], over: Sequence[str]) -> Summary:
         `mean` in dB over the holes; its 95 % `interval`, which resamples images, not holes (None for one
         image); `share` of the holes that gained.
     """
-    holes = [hole for hole in holes if counts("psnr", hole.mask_ratio)] or holes
+    holes = [hole for hole in holes if has_region("psnr", hole.mask_ratio)] or holes
     gains: dict[str, list[float]] = {}
     for hole in holes:
         gains.setdefault(hole.source, []).append(hole.gain(over))
