@@ -84,10 +84,12 @@ def run_program(main: Callable[[], int], program: str) -> NoReturn:
         status = main()
         sys.stdout.flush()
     except OSError as error:
-        if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EPIPE, errno.EIO):
-            raise  # not an error of printing
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes again at exit
-        print(f"{program}: error: cannot print: {error.strerror}", file=sys.stderr)
+        if error.errno not in (errno.ENOSPC, errno.EPIPE, errno.EIO):
+            raise
+        if error.filename is None:  # printing failed, and Python flushes again at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        failed = "print" if error.filename is None else f"write {error.filename}"
+        print(f"{program}: error: cannot {failed}: {error.strerror}", file=sys.stderr)
         status = 2
     sys.exit(status)
 
@@ -125,6 +127,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        if error.filename is None and error.errno is not None:  # a full disk, for one, names no file
+            raise type(error)(error.errno, error.strerror, str(path)) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
