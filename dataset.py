@@ -45,7 +45,8 @@ class InpaintingDataset(Dataset):
     An item is a dict of image (3, S, S) float32 in [0, 1], mask (1, S, S) float32, 1 = missing, and name.
     `dataset[i]` is the i-th item of epoch 0 and `dataset[epoch, i]` that of any epoch, as `EpochSampler`
     asks for it. In training, the random draws of crop, flip and mask derive from (seed, epoch, i). In
-    validation the crop is the centre, and the mask depends on the seed and the file's name alone.
+    validation the crop is the centre (for `sample`, random by the name), and the mask depends on the seed
+    and the file's name alone.
 
     Args:
         root: a folder, several joined by the system's path separator, or `sample`.
@@ -210,6 +211,8 @@ def get_dataloaders(
     Batches are dicts of image (B, 3, S, S) in [0, 1], mask (B, 1, S, S), 1 = missing, and name.
     """
     train_set = InpaintingDataset(train_root, image_size, max_images=train_subset, **settings)
+    if len(train_set) < num_processes:
+        raise UserError(f"--train_root: {len(train_set)} images in {train_root}, {num_processes} processes")
     train_loader = Loader(
         train_set,
         batch_size,

@@ -121,7 +121,7 @@ class Term(NamedTuple):
     end: float = 1.0
 
 
-# A term has a row here and its value in `InpaintingLoss.forward`.
+# A term has a row here, its value in `InpaintingLoss.forward`, and its `lambda_*` in `config.Config`.
 TERMS = {
     "coarse": Term(1.0, 1.0, 0.5),
     "refine": Term(1.0),
@@ -134,7 +134,7 @@ TERMS = {
 
 
 def loss_weights(progress: float, **lambdas: float) -> dict[str, float]:
-    """Weights of terms; README, "Progressive Loss Weighting": coarse first, edges and corners later.
+    """Weights of terms; docs/METHOD.md, "Progressive loss weighting": coarse first, edges and corners later.
 
     Args:
         progress: fraction of the training done, in [0, 1].
@@ -187,16 +187,17 @@ class PerceptualLoss(nn.Module):
 class InpaintingLoss(nn.Module):
     """Weighted sum of all terms, L_total = Σ λ_term · factor(progress) · L_term over `TERMS`.
 
-    README, "Loss Functions". Each term is a mean over its own region of each image, then over the batch: the
-    hole for coarse and refine, the hole dilated by `boundary_width` pixels for edge and corner, the boundary
-    band on both sides of the mask for colour. Edge, corner and colour compare the composited output.
+    docs/METHOD.md, "Loss functions". Each term is a mean over its own region of each image, then over the
+    batch: the hole for coarse and refine, the hole dilated by `boundary_width` pixels for edge and corner,
+    the boundary band on both sides of the mask for colour, the whole image for perceptual. All but coarse and
+    refine compare the composited output.
     L_smaller is the sum of coarse and refine over all smaller sizes that the network completed on its way
     (`smaller`, in training mode alone), which supervises every scale.
 
     Args:
         boundary_width: pixels.
         vgg_weights: weights file of `PerceptualLoss`, which exists only if its weight is above 0.
-        reconstruction: distance of coarse, refine and smaller: `l1`, as in the README, or `rms`.
+        reconstruction: distance of coarse, refine and smaller: `l1` (the default) or `rms`.
         lambdas: `lambda_<term>` of any of `TERMS`, in place of its default weight.
 
     Shapes:

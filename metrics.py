@@ -20,7 +20,7 @@ class Metric(NamedTuple):
     """A row of `METRICS`: the texts and rules for the scores of one name.
 
     Attributes:
-        region: the pixels it is about (`hole`, `boundary` or `image`); `counts` follows from it.
+        region: the pixels it is about (`hole`, `boundary` or `image`); see `has_region`.
         better: `higher`, `lower`, `zero` (nearest to 0), or "" if neither end is better.
         headline: whether the table by bucket and ablations show it.
     """
@@ -67,16 +67,16 @@ METRICS = {metric.name: metric for metric in (
 # fmt: on
 
 
-def counts(name: str, mask_ratio: float) -> bool:
+def has_region(name: str, mask_ratio: float) -> bool:
     """Whether an image of this mask ratio has the region that a metric is about: a hole, or a boundary."""
     region = METRICS[name].region if name in METRICS else "image"
     return {"hole": mask_ratio > 0, "boundary": 0 < mask_ratio < 1, "image": True}[region]
 
 
 def mean_over_images(name: str, values: Sequence[float], mask_ratios: Sequence[float]) -> float:
-    """The mean of a metric over the images in which it `counts`, or over all if it counts in none."""
+    """The mean of a metric over the images that have its region (`has_region`), or over all if none has."""
     pairs = zip(values, mask_ratios, strict=True)
-    return float(np.mean([value for value, ratio in pairs if counts(name, ratio)] or values))
+    return float(np.mean([value for value, ratio in pairs if has_region(name, ratio)] or values))
 
 
 def psnr(
@@ -89,7 +89,7 @@ def psnr(
         in dB, at most `MAX_PSNR`, which equal images and empty holes get.
     """
     mask = torch.ones_like(target[:, :1]) if mask is None else mask
-    mse = _mean((exact(pred) - exact(target)).square(), mask)
+    mse = _mean((to_float64(pred) - to_float64(target)).square(), mask)
     return (10 * torch.log10(data_range**2 / mse)).clamp_max(MAX_PSNR)
 
 
@@ -110,7 +110,7 @@ def boundary_psnr(
 def l1(pred: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
     """Mean absolute difference of each image over its hole, (B,) in [0, 1]; 0 for an empty hole."""
     mask = torch.ones_like(target[:, :1]) if mask is None else mask
-    return _mean((exact(pred) - exact(target)).abs(), mask)
+    return _mean((to_float64(pred) - to_float64(target)).abs(), mask)
 
 
 def seam_jump(pred: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -122,18 +122,18 @@ def seam_jump(pred: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> t
     Shapes:
         pred, target (B, C, H, W); mask (B, 1, H, W), 1 = missing.
     """
-    mask = exact(mask)
+    mask = to_float64(mask)
     excess, is_edge = [], []
     for dim in (2, 3):
         is_edge.append(mask.diff(dim=dim).ne(0).flatten(1))
-        step, true_step = (exact(image).diff(dim=dim).abs().mean(dim=1) for image in (pred, target))
+        step, true_step = (to_float64(image).diff(dim=dim).abs().mean(dim=1) for image in (pred, target))
         excess.append((step - true_step).flatten(1))
     edges = torch.cat(is_edge, dim=1)
     return (torch.cat(excess, dim=1) * edges).sum(dim=1) / edges.sum(dim=1).clamp_min(1)
 
 
-def exact(image: torch.Tensor) -> torch.Tensor:
-    """An image in float64, so that no mean depends on the order of its sum; MPS has none: on the CPU."""
+def to_float64(image: torch.Tensor) -> torch.Tensor:
+    """An image in float64, so that no mean depends on the order of its sum; MPS lacks it, the CPU is used."""
     return image.to("cpu" if image.device.type == "mps" else image.device, torch.float64)
 
 
@@ -175,7 +175,7 @@ def _mean_ssim(similarity: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 def _ssim_map(pred: torch.Tensor, target: torch.Tensor, data_range: float = 1.0) -> torch.Tensor:
     """SSIM at every pixel and channel, (B, C, H, W) float64; the image is reflected at its border."""
-    x, y = exact(pred) / data_range, exact(target) / data_range
+    x, y = to_float64(pred) / data_range, to_float64(target) / data_range
     offsets = torch.arange(-5, 6, dtype=x.dtype)
     window = torch.exp(-(offsets**2) / (2 * 1.5**2))
     window = window / window.sum()

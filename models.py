@@ -120,10 +120,11 @@ class MaskQueryCrossAttention(nn.Module):
 
         Softmax(QKᵀ/√d + α·S + log κ) V
 
-    README, "Multi-Scale Structure Encoder"; Vaswani et al., "Attention Is All You Need", NeurIPS 2017,
-    eq. 1. Tokens are averages over `stride`² features. κ is the known share of a key's patch, so that a
-    key weighs as much as its known pixels together; a key without known pixels gets the bias `UNKNOWN` and
-    is attended to only if no known key is in reach. S tells keys on structure from keys on flat ground.
+    docs/METHOD.md, "Multi-Scale Structure Encoder"; Vaswani et al., "Attention Is All You Need", NeurIPS
+    2017, eq. 1. All tokens query; the mask enters as a bias of the keys. Tokens are averages over `stride`²
+    features. κ is the known share of a key's patch, so that a key weighs as much as its known pixels
+    together; a key without known pixels gets the bias `UNKNOWN` and is attended to only if no known key is
+    in reach. S tells keys on structure from keys on flat ground.
 
     The softmax is computed explicitly if its weights or a gradient are needed, because the fused kernel does
     not differentiate the bias; otherwise, the fused kernel saves memory.
@@ -220,7 +221,10 @@ class MaskQueryCrossAttention(nn.Module):
         return pool(x, factor * self.key_block(height, width))
 
     def bias(self, mask: torch.Tensor, structure: torch.Tensor | None) -> torch.Tensor:
-        """Attention bias of every key, log κ, plus α·S if there is a gate: (B, heads, h, w)."""
+        """Attention bias of every key, log κ, plus α·S if there is a gate: (B, heads, h, w).
+
+        `exporters.traceable.ShapeAgnosticAttention` extends it for exported networks.
+        """
         factor = self.scale * self.stride
         known = self.pool_keys(1 - mask.float(), factor)
         bias = torch.where(known > 0, torch.log(known.clamp_min(1e-6)), UNKNOWN)

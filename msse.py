@@ -32,12 +32,12 @@ class MultiScaleStructureEncoder(nn.Module):
 
         S = σ( Σ_k f_k(X ⊙ M, X ⊙ (1 - M)) )
 
-    README, "Multi-Scale Structure Encoder". X are features of the coarsely *completed* image: the encoder's
-    partial convolutions give 0 under the hole, so that their X ⊙ M would be empty. X ⊙ M alone would not
-    do either: S biases *keys*, the keys that count are known, and beyond 7 pixels from the hole S would be
-    constant on them, which cancels in the softmax. Each f_k is a 1×1 reduction with separate weights for
-    either side of the mask, a separable depthwise k×k convolution (k×1, then 1×k: 2k products per pixel
-    instead of k²), a ReLU, and a 1×1 projection to one channel.
+    docs/METHOD.md, "Multi-Scale Structure Encoder". X are features of the coarsely *completed* image: the
+    encoder's partial convolutions give 0 under the hole, so that their X ⊙ M would be empty. X ⊙ M alone
+    would not do either: S biases *keys*, the keys that count are known, and beyond 7 pixels from the hole S
+    would be constant on them, which cancels in the softmax. Each f_k is a 1×1 reduction with separate
+    weights for either side of the mask, a separable depthwise k×k convolution (k×1, then 1×k: 2k products
+    per pixel instead of k²), a ReLU, and a 1×1 projection to one channel.
 
     Args:
         in_channels: channels of X.
@@ -80,7 +80,7 @@ class MultiScaleStructureEncoder(nn.Module):
 class StructureAwareAttentionGate(nn.Module):
     """Attention bias from structure, B_structure = α · S, with one learned α per head.
 
-    README, "Multi-Scale Structure Encoder": Softmax(QKᵀ/√d + α·S)V. S is averaged over each key's
+    docs/METHOD.md, "Multi-Scale Structure Encoder": Softmax(QKᵀ/√d + α·S)V. S is averaged over each key's
     patch. α starts at 1, so that structure is preferred from the first step and S receives a gradient.
 
     Shapes:

@@ -173,8 +173,9 @@ def train_epoch(
         return 0
     network.train()
     set_position(loader, state.epoch, state.batch * state.batch_size * state.num_processes)
-    title, hidden = f"epoch {state.epoch + 1}/{config.epochs}", None if state.rank == 0 else True
-    with tqdm(total=num_batches, initial=state.batch, desc=title, unit="batch", disable=hidden) as bar:
+    title = f"epoch {state.epoch + 1}/{config.epochs}"
+    disable = None if state.rank == 0 else True  # None: shown on a terminal only
+    with tqdm(total=num_batches, initial=state.batch, desc=title, unit="batch", disable=disable) as bar:
         start = last_save = time.perf_counter()
         iterator = iter(loader)
         while batches := list(itertools.islice(iterator, config.accumulate)):
@@ -258,10 +259,10 @@ def finish_epoch(
         The number of a signal received until then, or 0.
     """
     config, checkpoints, start = state.config, folder / "checkpoints", time.perf_counter()
-    is_last = (
+    ends_run_or_stage = (
         state.batch < num_batches or state.epoch + 1 == config.epochs or state.progress(num_batches) >= 1
     )
-    is_validated = is_last or (state.epoch + 1) % config.val_interval == 0
+    is_validated = ends_run_or_stage or (state.epoch + 1) % config.val_interval == 0
     if is_validated:
         save(state, checkpoints / "last.pth")  # a kill during the validation then loses no step
     means = state.finish_epoch()

@@ -189,3 +189,8 @@ def test_an_error_in_a_loader_process_is_one_line(num_workers: int) -> None:
     with pytest.raises(UserError) as error:
         next(iter(DataLoader(Damaged(), num_workers=num_workers)))
     assert one_line(error.value) == "--train_root: damaged.jpg"
+
+
+def test_fewer_images_than_processes_are_a_user_error(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"--train_root: 6 images in .*, 7 processes"):
+        get_dataloaders(str(folder), str(folder), image_size=16, num_workers=0, num_processes=7)

@@ -107,7 +107,7 @@ def test_a_large_image_is_filled_in_tiles_by_an_onnx_file_too(
     results = []
     for completer in (network, OnnxNetwork(onnx_file)):
         inpainter = Inpainter(completer, max_memory=0, passes=2)  # tiles of 128 pixels
-        results.append(inpainter.fill(pixels, hole).astype(int))
+        results.append(inpainter.fill_array(pixels, hole).astype(int))
     assert np.abs(results[0] - results[1]).max() <= 1
     assert np.array_equal(results[1][~hole], pixels[~hole])
 

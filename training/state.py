@@ -57,7 +57,7 @@ class TrainingState:
         self.tracker = MetricsTracker()
         self.epoch = 0  # completed epochs
         self.batch = 0  # completed batches of the current epoch
-        self.step = 0  # optimizer steps
+        self.step = 0  # optimizer steps, skipped ones included
         self.images = 0  # training images seen
         self.elapsed_s = 0.0  # training, validating and writing, across resumes
         self.size, self.batch_size = config.stage_at(0.0)  # pixels and images per batch, in this epoch
@@ -83,7 +83,8 @@ class TrainingState:
         self.images, self.elapsed_s = self.images + num_images, self.elapsed_s + elapsed_s
         self.num_nonfinite = self.num_nonfinite + 1 if losses is None else 0
         if losses is not None:
-            for name, value in (losses | {"images": 1, "seconds": elapsed_s / num_images}).items():
+            self.sums["images"] = self.sums.get("images", 0.0) + num_images
+            for name, value in (losses | {"seconds": elapsed_s / num_images}).items():
                 self.sums[name] = self.sums.get(name, 0.0) + value * num_images
 
     def finish_epoch(self) -> dict[str, float]:
