@@ -4,7 +4,10 @@ RUN := experiments/demo
 WORKERS = $$($(BIN)/python -c "import os; print(os.cpu_count() + 1)")  # one more than cores, because some tests wait
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 
-.PHONY: demo app test test-slow check clean
+help:  ## print this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: help demo app test test-slow check clean
 
 demo: .venv/installed  ## train, evaluate and fill a hole on the sample photographs
 	$(BIN)/python quick_train.py --config debug --save_dir $(RUN) --resume auto

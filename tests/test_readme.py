@@ -165,7 +165,7 @@ def test_every_preset_is_described_as_it_is() -> None:
         assert f"| `{name}` |" in README.read_text()
         config = get_config(name)
         figures = [str(config.base_channels), str(config.epochs), str(config.batch_size)]
-        assert [row["C"], row["epochs"], row["batch"]] == figures, name
+        assert [row["channels C"], row["epochs"], row["batch"]] == figures, name
         assert row["MSSE"] == ("on" if config.use_structure_encoder else "off"), name
 
 
