@@ -73,6 +73,19 @@ def test_an_onnx_file_equals_the_network_at_any_size(
     assert torch.equal(exported(image.nan_to_num(1e9), mask)["output"], output)
 
 
+def test_a_network_without_a_prior_is_exported_too(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    architecture = ARCHITECTURE | {"prior_rank": 0}
+    network = randomize_zero_init(InpaintingNetwork(**architecture)).eval()
+    config = {"image_size": 32, "mask_ratio": (0.1, 0.4)}
+    path = tmp_path / "debug.pth"
+    save_checkpoint({"architecture": architecture, "ema": network.state_dict(), "config": config}, path)
+    for name in ("debug.onnx", "debug.pt"):
+        kind = "onnx" if name.endswith("onnx") else "torchscript"
+        argv = ["--checkpoint", str(path), "--format", kind, "--output", str(tmp_path / name)]
+        assert export.main(argv) == 0 and (tmp_path / name).stat().st_size > 0
+
+
 def test_onnxruntime_and_numpy_are_enough(onnx_file: Path, network: InpaintingNetwork) -> None:
     session = onnxruntime.InferenceSession(onnx_file, providers=["CPUExecutionProvider"])
     assert [value.name for value in session.get_inputs()] == ["image", "mask"]
