@@ -9,6 +9,7 @@ import json
 import os
 import pickle
 import re
+import signal
 import sys
 import warnings
 import zipfile
@@ -83,8 +84,11 @@ def run_program(main: Callable[[], int], program: str) -> NoReturn:
     try:
         status = main()
         sys.stdout.flush()
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted", file=sys.stderr)
+        status = 128 + signal.SIGINT
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EPIPE, errno.EIO):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EPIPE, errno.EIO):
             raise
         if error.filename is None:  # printing failed, and Python flushes again at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -16,6 +16,15 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
+def test_an_interrupt_is_one_line_and_status_130(capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted() -> int:
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as ended:
+        run_program(interrupted, "test.py")
+    assert ended.value.code == 130 and capsys.readouterr().err == "test.py: interrupted\n"
+
+
 def test_a_full_disk_names_the_file_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def write() -> int:
         with atomic_path(tmp_path / "report.md"):
