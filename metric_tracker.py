@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from metrics import METRICS
-from utils import OneLineParser, UserError, atomic_path, csv_text, one_line
+from utils import OneLineParser, UserError, atomic_path, csv_text, one_line, run_program
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 BASELINE_LABELS = {"telea": "Telea", "navier_stokes": "Navier-Stokes"}  # others are labelled by their names
 # methods without a line: those of the network, and one so low that it would flatten all curves
-NOT_DRAWN = ("output", "coarse", "against", "best_baseline", "mean_fill")
+NOT_DRAWN = ("output", "coarse", "against", "best_baseline", "best_floor", "mean_fill")
 BASELINE_DASHES = ((0, (6, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)), (0, (3, 1)), (0, (1, 4)))
 SMOOTH = 1.0  # percent of a curve's values
 
@@ -295,9 +295,10 @@ def read_baselines(path: Path) -> list[Baseline]:
     except ValueError:
         raise UserError(f"--baselines: {path} is not JSON") from None
     report = report if isinstance(report, dict) else {}
+    methods = report.get("methods", report)  # older reports hold them at the top
     baselines = [
         Baseline(metric, float(value), BASELINE_LABELS.get(name, name.replace("_", " ")))
-        for name, scores in report.get("methods", report).items()  # older reports hold them at the top
+        for name, scores in (methods if isinstance(methods, dict) else {}).items()
         if isinstance(scores, dict) and name not in NOT_DRAWN
         for metric, value in scores.items()
         if metric in METRICS and isinstance(value, int | float) and math.isfinite(value)
@@ -486,4 +487,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main, "metric_tracker.py")

@@ -369,6 +369,7 @@ def test_the_command_draws_what_it_is_asked_for(tmp_path: Path, monkeypatch: pyt
         ([FIRST, "--save_dir", "x", "--baselines", "{tmp}/no.json"], "--baselines: cannot read {tmp}/no.json: No such file or directory"),
         ([FIRST, "--save_dir", "x", "--baselines", "{tmp}/binary"], "--baselines: {tmp}/binary is not JSON"),
         ([FIRST, "--save_dir", "x", "--floors", "{tmp}/list.json"], "--baselines: {tmp}/list.json holds no scores of telea or navier_stokes"),
+        ([FIRST, "--save_dir", "x", "--baselines", "{tmp}/odd.json"], "--baselines: {tmp}/odd.json holds no scores of telea or navier_stokes"),
         ([FIRST, "--baseline", "psnr"], "argument --baseline: must be METRIC=VALUE:NAME with a metric of psnr, ssim, boundary_psnr, seam_jump, l1, lpips, psnr_full, ssim_full, got psnr"),
         ([FIRST, "--baseline", "psnr=nan:x"], "argument --baseline: must be METRIC=VALUE:NAME with a metric of psnr, ssim, boundary_psnr, seam_jump, l1, lpips, psnr_full, ssim_full, got psnr=nan:x"),
     ],
@@ -387,6 +388,7 @@ def test_mistakes_are_one_line_and_status_2(
     (tmp_path / "header.csv").write_text("epoch,loss_total\n")
     (tmp_path / "damaged.csv").write_text("epoch,loss_total\n1,oops\n2,0.3\n")
     (tmp_path / "old.csv").write_text("epoch,loss_total\n1,0.3\n")
+    (tmp_path / "odd.json").write_text('{"methods": []}')
     (tmp_path / "list.json").write_text('[{"telea": {"psnr": 19}}]')
     before = sorted(tmp_path.iterdir())
     assert main([part.format(tmp=tmp_path) for part in argv]) == 2
