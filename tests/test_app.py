@@ -347,9 +347,11 @@ def test_only_files_of_the_session_that_asks_are_opened(called: Page, tmp_path: 
 
 def test_a_picture_that_takes_too_long_is_given_up(tmp_path: Path) -> None:
     session = Session(tmp_path)
-    path = Path(session.store(io.BytesIO(b"a picture"), "a.png"))
+    Image.new("RGB", (5000, 5000)).save(tmp_path / "large.png", compress_level=1)  # a good while to decode
+    large = session.store(io.BytesIO((tmp_path / "large.png").read_bytes()), "large.png")
     with pytest.raises(UserError, match=r"takes more than 0\.001 seconds"):
-        uploads.Limits(max_seconds=0.001).open({"path": str(path)}, session)
+        uploads.Limits(max_seconds=0.001).open({"path": str(large)}, session)
+    path = session.store(io.BytesIO(b"a picture"), "a.png")
     with pytest.raises(UserError, match="of no known format"):
         uploads.Limits().open({"path": str(path)}, session)
     assert not session.checked
