@@ -14,6 +14,9 @@ import torch.nn.functional as F
 from utils import UserError, load_tensors
 
 MAX_PSNR = 100.0  # dB, for equal images
+MAX_SHARPNESS = 4.0  # above it a completion is noise, and its ratio would decide a mean by itself
+# energy per pixel of the Laplacian, whose squared weights sum to 20, of errors of rounding to 8 bits
+ROUNDING_ENERGY = 20 / 12 / 255**2
 
 
 class Metric(NamedTuple):
@@ -21,7 +24,7 @@ class Metric(NamedTuple):
 
     Attributes:
         region: the pixels it is about (`hole`, `boundary` or `image`); see `has_region`.
-        better: `higher`, `lower`, `zero` (nearest to 0), or "" if neither end is better.
+        better: `higher`, `lower`, `zero` or `one` (nearest to 0 or to 1), or "" if no value is better.
         headline: whether the table by bucket and ablations show it.
     """
 
@@ -41,7 +44,8 @@ class Metric(NamedTuple):
 
     def rank(self, value: float) -> float:
         """A number that is larger for a better value."""
-        return {"higher": value, "lower": -value, "zero": -abs(value)}[self.better]
+        ranks = {"higher": value, "lower": -value, "zero": -abs(value), "one": -abs(value - 1)}
+        return ranks[self.better]
 
 
 # fmt: off
@@ -55,6 +59,9 @@ METRICS = {metric.name: metric for metric in (
     Metric("seam_jump",     "seam",            "",   "boundary", "zero",   4,
            "step across the hole's edge, minus the true one; positive where a seam shows, negative where the "
            "edge is smoother than in the truth", headline=False),
+    Metric("sharpness",     "sharpness",       "",   "hole",     "one",    3,
+           "energy of the Laplacian in the hole, divided by the truth's; 1 is as sharp as the truth, less is "
+           "blurred"),
     Metric("l1",            "L1 (hole)",       "",   "hole",     "lower",  5,
            "mean absolute difference in the hole, of a range of 1; lower is better"),
     Metric("lpips",         "LPIPS",           "",   "image",    "lower",  4,
@@ -130,6 +137,33 @@ def seam_jump(pred: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> t
         excess.append((step - true_step).flatten(1))
     edges = torch.cat(is_edge, dim=1)
     return (torch.cat(excess, dim=1) * edges).sum(dim=1) / edges.sum(dim=1).clamp_min(1)
+
+
+def sharpness(pred: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Fine detail in the hole as a share of the truth's: 1 is as sharp as the truth, less is blurred.
+
+        E(pred) / E(target),    E(x) = max(mean over the hole of (Δ x̄)², `ROUNDING_ENERGY`)
+
+    x̄ is the mean over the channels, and Δ the Laplacian of 3×3 pixels without diagonals. Pixels at the
+    image's border, which lack a neighbour, do not count. The lower bound gives a smooth completion of a
+    smooth truth the value 1, instead of a quotient of rounding errors.
+
+    Shapes:
+        pred (composited), target (B, C, H, W) in [0, 1]; mask (B, 1, H, W), 1 = missing. Returns (B,), more
+        than 0 and at most `MAX_SHARPNESS`; 1 for holes without a pixel that counts.
+    """
+    region = mask[..., 1:-1, 1:-1]
+    energies = [_mean(_laplacian(x).square(), region).clamp_min(ROUNDING_ENERGY) for x in (pred, target)]
+    return (energies[0] / energies[1]).clamp_max(MAX_SHARPNESS)
+
+
+def _laplacian(image: torch.Tensor) -> torch.Tensor:
+    """Laplacian of the mean over the channels at pixels with four neighbours, (B, 1, H-2, W-2) float64."""
+    x = to_float64(image).mean(dim=1, keepdim=True)
+    rows, columns = x[..., 1:-1], x[..., 1:-1, :]
+    return (
+        rows[..., :-2, :] + rows[..., 2:, :] + columns[..., :-2] + columns[..., 2:] - 4 * x[..., 1:-1, 1:-1]
+    )
 
 
 def to_float64(image: torch.Tensor) -> torch.Tensor:
@@ -280,6 +314,7 @@ def all_metrics(
         "ssim": _mean_ssim(similarity, mask),
         "boundary_psnr": boundary_psnr(pred, target, mask, boundary_width),
         "seam_jump": seam_jump(pred, target, mask),
+        "sharpness": sharpness(pred, target, mask),
         "l1": l1(pred, target, mask),
         "psnr_full": psnr(pred, target),
         "ssim_full": _mean_ssim(similarity, torch.ones_like(mask)),

@@ -81,6 +81,11 @@ def test_the_best_seam_is_the_one_nearest_to_that_of_the_truth() -> None:
         assert tracker.best("seam_jump") == best
 
 
+def test_the_best_sharpness_is_the_one_nearest_to_that_of_the_truth() -> None:
+    tracker = MetricsTracker([{"epoch": e, "sharpness": v} for e, v in ((1, 0.5), (2, 1.2), (3, 1.6))])
+    assert tracker.best("sharpness") == (2, 1.2)
+
+
 def test_the_history_goes_on_from_earlier_rows() -> None:
     earlier = history(3)
     later = MetricsTracker(earlier.rows)
@@ -370,8 +375,8 @@ def test_the_command_draws_what_it_is_asked_for(tmp_path: Path, monkeypatch: pyt
         ([FIRST, "--save_dir", "x", "--baselines", "{tmp}/binary"], "--baselines: {tmp}/binary is not JSON"),
         ([FIRST, "--save_dir", "x", "--floors", "{tmp}/list.json"], "--baselines: {tmp}/list.json holds no scores of telea or navier_stokes"),
         ([FIRST, "--save_dir", "x", "--baselines", "{tmp}/odd.json"], "--baselines: {tmp}/odd.json holds no scores of telea or navier_stokes"),
-        ([FIRST, "--baseline", "psnr"], "argument --baseline: must be METRIC=VALUE:NAME with a metric of psnr, ssim, boundary_psnr, seam_jump, l1, lpips, psnr_full, ssim_full, got psnr"),
-        ([FIRST, "--baseline", "psnr=nan:x"], "argument --baseline: must be METRIC=VALUE:NAME with a metric of psnr, ssim, boundary_psnr, seam_jump, l1, lpips, psnr_full, ssim_full, got psnr=nan:x"),
+        ([FIRST, "--baseline", "psnr"], "argument --baseline: must be METRIC=VALUE:NAME with a metric of psnr, ssim, boundary_psnr, seam_jump, sharpness, l1, lpips, psnr_full, ssim_full, got psnr"),
+        ([FIRST, "--baseline", "psnr=nan:x"], "argument --baseline: must be METRIC=VALUE:NAME with a metric of psnr, ssim, boundary_psnr, seam_jump, sharpness, l1, lpips, psnr_full, ssim_full, got psnr=nan:x"),
     ],
 )  # fmt: skip
 def test_mistakes_are_one_line_and_status_2(

@@ -13,7 +13,9 @@ from evaluation.ablation_table import Result
 from evaluation.report import Scored, means
 from metrics import (
     MAX_PSNR,
+    MAX_SHARPNESS,
     METRICS,
+    ROUNDING_ENERGY,
     MetricsCalculator,
     all_metrics,
     boundary_band,
@@ -26,6 +28,7 @@ from metrics import (
     mean_over_images,
     psnr,
     seam_jump,
+    sharpness,
     ssim,
 )
 from utils import UserError
@@ -167,8 +170,8 @@ def test_every_metric_has_a_row_in_the_table_and_counts_only_in_its_region() -> 
         counted = {"hole": [2, 3], "boundary": [2], "image": [1, 2, 3]}[metric.region]
         assert mean_over_images(name, [1, 2, 3], [0.0, 0.4, 1.0]) == np.mean(counted)
         assert mean_over_images(name, [4], [0.0]) == 4  # nothing else is there
-        best = max((-0.2, 0.1, 0.3), key=metric.rank)
-        assert best == {"higher": 0.3, "lower": -0.2, "zero": 0.1}[metric.better]
+        best = max((-0.2, 0.1, 0.8, 1.4), key=metric.rank)
+        assert best == {"higher": 1.4, "lower": -0.2, "zero": 0.1, "one": 0.8}[metric.better]
 
 
 def test_one_rule_for_the_means_of_a_hole_and_an_empty_mask() -> None:
@@ -256,6 +259,65 @@ def test_the_seam_jump_is_the_steps_excess_over_the_truth() -> None:
     assert seam_jump(dot, torch.zeros_like(dot), mask).item() == pytest.approx(1)
     for empty in (torch.zeros_like(mask), torch.ones_like(mask)):
         assert seam_jump(dot, target, empty).item() == 0
+
+
+def test_sharpness_by_hand() -> None:
+    target = torch.zeros(1, 3, 5, 5)
+    target[..., 2, 2] = 0.5  # Laplacian -2 here, and 0.5 at its four neighbours
+    mask = torch.zeros(1, 1, 5, 5)
+    mask[..., 1:4, 1:4] = 1
+    pred = target.clone()
+    pred[:, 0, 2, 2] = 0.2  # mean over the channels: 0.4
+    assert sharpness(pred, target, mask).item() == pytest.approx((0.4 / 0.5) ** 2)
+    dot = torch.zeros_like(mask)
+    dot[..., 2, 1] = 1  # the hole holds a neighbour alone: energy 0.5²
+    assert sharpness(torch.zeros_like(target), target, dot).item() == pytest.approx(ROUNDING_ENERGY / 0.25)
+    pred = target + 0.01 * torch.arange(5)  # a ramp has no second derivative
+    assert sharpness(pred, target, mask).item() == pytest.approx(1)
+
+
+def test_sharpness_is_the_square_of_the_contrast_and_ignores_what_is_outside_the_hole() -> None:
+    _, target = pair(40, 44, 0)
+    mask = torch.zeros(1, 1, 40, 44)
+    mask[..., 10:30, 12:30] = 1
+    assert sharpness(target, target, mask).item() == 1
+    for contrast in (0.5, 0.9, 1.5):
+        pred = 0.5 + contrast * (target - 0.5)
+        assert sharpness(pred, target, mask).item() == pytest.approx(contrast**2, rel=1e-5)
+    far = torch.rand(target.shape, generator=torch.Generator().manual_seed(0))
+    pred = torch.where(dilate(mask, 1) > 0, target, far)
+    assert sharpness(pred, target, mask).item() == 1
+    other = torch.where(dilate(mask, 1) > 0, target, 1 - far)
+    assert sharpness(pred, other, mask).item() == 1
+
+
+def test_sharpness_falls_with_blur_and_is_bounded_where_the_truth_is_smooth() -> None:
+    target = torch.rand(1, 3, 40, 40, generator=torch.Generator().manual_seed(0))
+    mask = torch.ones(1, 1, 40, 40)
+    blurred = [target]
+    for _ in range(3):
+        blurred.append(torch.nn.functional.avg_pool2d(blurred[-1], 3, 1, 1))
+    values = [sharpness(image, target, mask).item() for image in blurred]
+    assert values[0] == 1 and values == sorted(values, reverse=True) and values[1] < 0.2
+    grey = torch.full((1, 3, 40, 40), 0.5)
+    rounded = ((grey + 0.003 * torch.linspace(-1, 1, 40)) * 255).round() / 255  # as an 8-bit file
+    assert sharpness(rounded, grey, mask).item() == 1  # no detail in either
+    assert sharpness(target, grey, mask).item() == MAX_SHARPNESS
+    assert 0 < sharpness(grey, target, mask).item() < 1e-4
+    noise = torch.rand(1, 1, 200, 200, generator=torch.Generator().manual_seed(0)).expand(1, 3, -1, -1) / 255
+    ones = torch.ones(1, 1, 200, 200)  # noise of one step of 8 bits has the energy of the lower bound
+    level = MAX_SHARPNESS / 2
+    target = noise * level**0.5
+    assert sharpness(target, torch.zeros_like(target), ones).item() == pytest.approx(level, rel=0.03)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (2, 7), (3, 3)])
+def test_a_hole_without_a_pixel_of_four_neighbours_is_as_sharp_as_the_truth(size: tuple[int, int]) -> None:
+    pred, target = torch.rand(2, 2, 3, *size)
+    border = torch.ones(2, 1, *size)
+    border[..., 1:-1, 1:-1] = 0
+    for mask in (border, torch.zeros_like(border)):
+        assert sharpness(pred, target, mask).tolist() == [1, 1]
 
 
 def test_the_interval_of_one_value_is_unknown_and_of_equal_values_is_that_value() -> None:

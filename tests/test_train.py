@@ -56,7 +56,7 @@ def test_tensorboard_gets_every_scalar_and_image_grid(finished: Config) -> None:
     terms = ("coarse", "refine", "edge", "corner", "color", "smaller")
     expected = {f"loss/{t}" for t in ("total", *terms)} | {f"weight/{t}" for t in terms}
     expected |= {f"train/{n}" for n in ("lr", "grad_norm", "images_per_s")}
-    metrics = ("psnr", "ssim", "boundary_psnr", "seam_jump", "l1", "psnr_full", "ssim_full")
+    metrics = ("psnr", "ssim", "boundary_psnr", "seam_jump", "sharpness", "l1", "psnr_full", "ssim_full")
     expected |= {f"val/{name}" for name in metrics}
     assert set(events.Tags()["scalars"]) == expected
     assert set(events.Tags()["images"]) == {"val/comparison", "val/attention"}

@@ -28,13 +28,13 @@ BUCKETS = ("1-10 %", "10-20 %", "20-30 %")
 
 
 def entry(i: int, gain: float, *, name: str = "", against: float | None = None) -> Entry:
-    """One hole; SSIM falls with i, and the seam rises from below zero."""
+    """One hole; SSIM falls with i, the seam rises from below zero, and the sharpness from below one."""
     truth = photograph(24, 32, seed=i)
     mask = np.zeros((24, 32), bool)
     mask[6:18, 8:24] = True
     output = np.where(mask[:, :, None], np.uint8(90 + i), truth)
     scores = {"mask_ratio": 0.05 + 0.1 * (i % 3), "psnr": 20 + gain, "ssim": 0.9 - i / 100, "gain": gain}
-    scores["seam_jump"] = (i - 2) / 100
+    scores |= {"seam_jump": (i - 2) / 100, "sharpness": 0.72 + i / 10}
     images = {
         "truth": truth,
         "output": output,
@@ -78,7 +78,8 @@ def test_entries_stand_worst_first_whatever_their_order(tmp_path: Path) -> None:
     assert [each["id"] for each in data["entries"]] == [1, 3, 0, 4, 2]
     assert [each["scores"]["gain"] for each in data["entries"]] == [-2.0, 0.25, 1.5, 3.0, None]
     assert data["buckets"] == list(BUCKETS)
-    assert [row["name"] for row in data["metrics"]] == ["gain", "psnr", "ssim", "seam_jump", "mask_ratio"]
+    shown = ["gain", "psnr", "ssim", "seam_jump", "sharpness", "mask_ratio"]
+    assert [row["name"] for row in data["metrics"]] == shown
     kinds = ["input", "output", "truth", "error", "coarse", "stage 1", "telea"]
     assert [row["name"] for row in data["images"]] == kinds
     assert [row["name"] for row in data["images"] if row["shared"]] == ["input", "truth", "telea"]
@@ -176,10 +177,10 @@ def test_one_label_a_checkpoint(tmp_path: Path, labels: tuple[str, ...], against
 
 def test_scores_without_a_description_are_shown_by_their_names(tmp_path: Path) -> None:
     one = entry(0, 1.0)
-    one.scores["sharpness"] = 0.5
+    one.scores["novelty"] = 0.5
     metrics = read(write(tmp_path / "gallery.html", [one]), "data")["metrics"]
     assert metrics[-1] == {
-        **Metric("sharpness", "sharpness")._asdict(),
+        **Metric("novelty", "novelty")._asdict(),
         "signed": False,
     }
     assert (metrics[-1]["better"], metrics[-1]["about"]) == ("", "")
@@ -265,6 +266,9 @@ def test_cards_are_sorted_and_filtered(visit: Callable[..., Any], tmp_path: Path
     assert names(page) == ["image10", "image8", "image6", "image4", "image2", "image0"]
     page.locator("#sort").select_option("seam_jump")  # -0.02, -0.01, ... 0.03: the farthest from 0 is worst
     assert names(page) == ["image10", "image0", "image8", "image2", "image6", "image4"]
+    assert page.locator("#direction").text_content() == "↓ worst first"
+    page.locator("#sort").select_option("sharpness")  # 0.72, 0.82, ... 1.22: the farthest from 1 is worst
+    assert names(page) == ["image0", "image10", "image2", "image8", "image4", "image6"]
     assert page.locator("#direction").text_content() == "↓ worst first"
     page.locator("#sort").select_option("name")
     assert names(page) == ["image0", "image2", "image4", "image6", "image8", "image10"]

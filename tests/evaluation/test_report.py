@@ -33,6 +33,16 @@ def test_summaries_are_means_and_paired_gains() -> None:
     assert whole["gain_coarse"]["mean"] == pytest.approx(2.5) and "gain_against" not in whole
 
 
+def test_the_best_baseline_in_sharpness_is_the_one_nearest_to_the_truth() -> None:
+    values = {"output": 0.1, "telea": 0.4, "navier_stokes": 1.7}
+    scores = {name: {"psnr": 20.0, "sharpness": value} for name, value in values.items()}
+    report = make_report({}, [Scored("a", "a", "10-20 %", 0.2, scores)])
+    assert report["best_baseline"]["sharpness"] == 0.4
+    assert "| sharpness / best baseline |" in to_markdown(report) and "| 0.100 / 0.400 |" in to_markdown(
+        report
+    )
+
+
 def test_buckets_are_reported_in_order_and_one_image_has_no_interval() -> None:
     buckets = by_bucket(HOLES)
     assert list(buckets) == ["1-10 %", "10-20 %", "other"]
