@@ -17,7 +17,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BASELINE_LABELS = {"telea": "Telea", "navier_stokes": "Navier-Stokes"}  # others are labelled by their names
+# others are labelled by their names
+BASELINE_LABELS = {
+    "telea": "Telea",
+    "navier_stokes": "Navier-Stokes",
+    "patchmatch": "PatchMatch",
+    "fsr": "FSR",
+}
 # methods without a line: those of the network, and one so low that it would flatten all curves
 NOT_DRAWN = ("output", "coarse", "against", "best_baseline", "best_floor", "mean_fill")
 BASELINE_DASHES = ((0, (6, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)), (0, (3, 1)), (0, (1, 4)))
@@ -304,7 +310,7 @@ def read_baselines(path: Path) -> list[Baseline]:
         if metric in METRICS and isinstance(value, int | float) and math.isfinite(value)
     ]
     if not baselines:
-        raise UserError(f"--baselines: {path} holds no scores of {' or '.join(BASELINE_LABELS)}")
+        raise UserError(f"--baselines: {path} holds no scores of baselines")
     return baselines
 
 

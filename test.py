@@ -69,6 +69,9 @@ def add_scoring_flags(add: Callable[..., argparse.Action]) -> None:
     add("--protocol", choices=("default", "paper"), default="default",
         help="paper adds the variants of PSNR, SSIM and L1 that published tables use")
     add("--use_biharmonic", action="store_true", help="add biharmonic inpainting, a slow baseline")
+    add("--use_patchmatch", action="store_true", help="add PatchMatch, a baseline (needs pypatchmatch)")
+    add("--use_fsr", action="store_true",
+        help="add OpenCV's frequency selective reconstruction, a slow baseline (needs opencv-contrib)")
     add("--gallery", action="store_true", help="write gallery.html, which shows every hole, worst first")
     add("--against", default="", metavar="FILE", help="second checkpoint to score on the same holes")
     add("--use_fid", action="store_true",
@@ -221,7 +224,7 @@ def score(args: argparse.Namespace) -> None:
 
 
 def make_score_settings(args: argparse.Namespace) -> "ScoreSettings":
-    """The methods and metrics that the flags ask for; a `UserError` if LPIPS cannot be computed."""
+    """The methods and metrics that the flags ask for; a `UserError` if one of them cannot be computed."""
     import torch  # slow to import
 
     from evaluation.baselines import BASELINES
@@ -229,11 +232,14 @@ def make_score_settings(args: argparse.Namespace) -> "ScoreSettings":
     from metrics import lpips_score
 
     lpips_weights = args.lpips_weights or None
+    probe = torch.zeros(1, 3, 64, 64)
     if args.use_lpips:  # fail before anything is written
-        probe = torch.zeros(1, 3, 64, 64)
         lpips_score(probe, probe, lpips_weights)
+    requested = [name for name, row in BASELINES.items() if row.on_request and vars(args)[f"use_{name}"]]
+    for name in requested:
+        BASELINES[name].fill(probe, probe[:, :1])
     return ScoreSettings(
-        baselines=tuple(name for name, row in BASELINES.items() if args.use_biharmonic or not row.is_slow),
+        baselines=tuple(name for name, row in BASELINES.items() if not row.on_request or name in requested),
         use_lpips=args.use_lpips,
         lpips_weights=lpips_weights,
         paper=args.protocol == "paper",

@@ -1,15 +1,17 @@
 """Completions without a trained network, which a network has to beat."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import torch
 
 from prior import push_pull
+from utils import UserError
 
 RADIUS = 3  # pixels, for cv2.inpaint
+PATCH_RADIUS = 5  # pixels, for PatchMatch: patches of 11×11
 
 
 def mean_fill(image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -52,10 +54,69 @@ def biharmonic(image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return fill_each(image, mask, fill)
 
 
+def patchmatch(image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Copies of known patches, by the pypatchmatch package on 8 bits; its random search starts from seed 0.
+
+    Barnes et al., "PatchMatch: A Randomized Correspondence Algorithm for Structural Image Editing", 2009, for
+    the search, and Wexler et al., "Space-Time Completion of Video", PAMI 2007, for the votes of the patches.
+
+    Raises:
+        UserError: without the package, or if it has no library for this machine.
+    """
+    try:
+        import patchmatch as package  # optional
+    except ModuleNotFoundError:
+        raise UserError(
+            "--use_patchmatch: needs the pypatchmatch package: pip install pypatchmatch"
+        ) from None
+    if not package.patchmatch_available:
+        raise UserError("--use_patchmatch: the installed pypatchmatch has no library for this machine")
+
+    def fill(pixels: np.ndarray, missing: np.ndarray) -> np.ndarray:
+        package.set_random_seed(0)
+        return from_bytes(package.inpaint(to_bytes(pixels), missing, patch_size=PATCH_RADIUS))
+
+    return fill_each(image, mask, fill)
+
+
+def fsr(image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Frequency selective reconstruction, by OpenCV's xphoto on 8 bits, with its fast settings.
+
+    Genser et al., "Signal and Loss Geometry Aware Frequency Selective Extrapolation for Error Concealment",
+    PCS 2018. Holes of images of fewer than about 16 pixels per side may get one constant colour.
+
+    Raises:
+        UserError: if the installed OpenCV lacks xphoto.
+    """
+    xphoto: Any = getattr(cv2, "xphoto", None)  # in OpenCV's contributed modules alone
+    if xphoto is None:
+        raise UserError(
+            "--use_fsr: needs OpenCV's xphoto: pip uninstall opencv-python-headless, "
+            "then pip install opencv-contrib-python-headless"
+        )
+
+    def fill(pixels: np.ndarray, missing: np.ndarray) -> np.ndarray:
+        bgr = np.ascontiguousarray(to_bytes(pixels)[:, :, ::-1])  # it works in YCrCb
+        filled = np.zeros_like(bgr)
+        xphoto.inpaint(bgr, np.where(missing, 0, 255).astype(np.uint8), filled, xphoto.INPAINT_FSR_FAST)
+        return from_bytes(filled[:, :, ::-1])
+
+    return fill_each(image, mask, fill)
+
+
 def opencv(pixels: np.ndarray, missing: np.ndarray, method: int) -> np.ndarray:
     """Run `cv2.inpaint` on (H, W, 3) in [0, 1], rounded to 8 bits."""
-    filled = cv2.inpaint((pixels * 255).round().astype(np.uint8), missing.astype(np.uint8), RADIUS, method)
-    return filled.astype(np.float32) / 255
+    return from_bytes(cv2.inpaint(to_bytes(pixels), missing.astype(np.uint8), RADIUS, method))
+
+
+def to_bytes(pixels: np.ndarray) -> np.ndarray:
+    """An image in [0, 1], rounded to 8 bits."""
+    return (pixels * 255).round().astype(np.uint8)
+
+
+def from_bytes(pixels: np.ndarray) -> np.ndarray:
+    """An 8-bit image as float32 in [0, 1]."""
+    return pixels.astype(np.float32) / 255
 
 
 def fill_each(
@@ -70,10 +131,14 @@ def fill_each(
 
 
 class Baseline(NamedTuple):
-    """A row of `BASELINES`; a slow one is scored on request only."""
+    """A row of `BASELINES`.
+
+    One that is slow or needs an optional package is scored on request only: a report must not take ten times
+    as long, or have another best baseline, because a package is installed.
+    """
 
     fill: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-    is_slow: bool = False
+    on_request: bool = False
 
 
 BASELINES = {
@@ -81,6 +146,8 @@ BASELINES = {
     "push_pull": Baseline(push_pull_fill),
     "telea": Baseline(telea),
     "navier_stokes": Baseline(navier_stokes),
-    "biharmonic": Baseline(biharmonic, is_slow=True),
+    "biharmonic": Baseline(biharmonic, on_request=True),
+    "patchmatch": Baseline(patchmatch, on_request=True),
+    "fsr": Baseline(fsr, on_request=True),
 }
 OPENCV = ("telea", "navier_stokes")  # the two methods of cv2.inpaint

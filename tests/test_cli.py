@@ -228,6 +228,23 @@ def test_another_checkpoint_the_papers_variants_and_the_slow_baseline_are_scored
     assert error.startswith("test.py: error: --use_fid: ") and "none.pth" in error and error.count("\n") == 1
 
 
+def test_a_baseline_that_is_not_installed_is_refused_before_anything_is_scored(
+    checkpoint: Path,
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "patchmatch", None)
+    argv = [f"--checkpoint={checkpoint}", f"--test_root={folder}", f"--save_dir={tmp_path / 'results'}"]
+    assert evaluation.main([*argv, "--use_patchmatch"]) == 2
+    error = capsys.readouterr().err
+    assert error == (
+        "test.py: error: --use_patchmatch: needs the pypatchmatch package: pip install pypatchmatch\n"
+    )
+    assert not list((tmp_path / "results").iterdir())
+
+
 def test_masks_of_a_folder_are_used(checkpoint: Path, folder: Path, tmp_path: Path) -> None:
     masks = tmp_path / "masks"
     masks.mkdir()

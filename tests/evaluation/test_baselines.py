@@ -1,5 +1,9 @@
 """Baselines fill the hole alone, from known pixels alone, as their methods define."""
 
+import importlib.util
+import sys
+from types import SimpleNamespace
+
 import cv2
 import numpy as np
 import pytest
@@ -7,11 +11,18 @@ import torch
 
 from evaluation.baselines import BASELINES
 from prior import push_pull
+from utils import UserError
 
 Batch = tuple[torch.Tensor, torch.Tensor]
+needs_patchmatch = pytest.mark.skipif(
+    importlib.util.find_spec("patchmatch") is None, reason="pypatchmatch is optional"
+)
+needs_xphoto = pytest.mark.skipif(not hasattr(cv2, "xphoto"), reason="the installed OpenCV has no xphoto")
+NEEDS = {"patchmatch": needs_patchmatch, "fsr": needs_xphoto}
+NAMES = [pytest.param(name, marks=NEEDS.get(name, ())) for name in BASELINES]
 
 
-@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("name", NAMES)
 def test_baselines_leave_known_pixels_and_never_read_the_hole(name: str, batch: Batch) -> None:
     image, mask = batch
     damaged = torch.where(mask > 0, torch.nan, image)
@@ -22,7 +33,7 @@ def test_baselines_leave_known_pixels_and_never_read_the_hole(name: str, batch: 
     assert not torch.equal(filled, image)
 
 
-@pytest.mark.parametrize("name", [name for name in BASELINES if name != "biharmonic"])
+@pytest.mark.parametrize("name", [param for param in NAMES if param.values != ("biharmonic",)])
 def test_a_full_mask_is_filled_with_something(name: str) -> None:
     filled = BASELINES[name].fill(torch.rand(1, 3, 16, 16), torch.ones(1, 1, 16, 16))
     assert filled.isfinite().all()
@@ -54,3 +65,61 @@ def test_biharmonic_continues_a_ramp() -> None:
     mask = torch.zeros(1, 1, 24, 24)
     mask[..., 9:15, 9:15] = 1
     assert torch.allclose(BASELINES["biharmonic"].fill(ramp, mask), ramp, atol=0.01)
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=NEEDS[name]) for name in NEEDS])
+@pytest.mark.parametrize("size", [(1, 1), (3, 40), (11, 11)])
+def test_small_images_do_not_stop_the_baselines_of_packages(name: str, size: tuple[int, int]) -> None:
+    mask = torch.zeros(1, 1, *size)
+    mask[..., size[0] // 2 :, size[1] // 2 :] = 1
+    image = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0))
+    filled = BASELINES[name].fill(image, mask)
+    assert filled.isfinite().all() and torch.equal(
+        filled[mask.expand_as(filled) == 0], image[mask.expand_as(image) == 0]
+    )
+
+
+@needs_patchmatch
+def test_patchmatch_copies_a_pattern_and_repeats_itself() -> None:
+    import patchmatch as package
+
+    generator = torch.Generator().manual_seed(0)
+    tile = torch.rand(1, 3, 8, 8, generator=generator)
+    image = tile.repeat(1, 1, 8, 8)
+    mask = torch.zeros(1, 1, 64, 64)
+    mask[..., 24:36, 24:36] = 1
+    filled = BASELINES["patchmatch"].fill(image, mask)
+    package.set_random_seed(7)
+    assert torch.equal(filled, BASELINES["patchmatch"].fill(image, mask))
+    assert (filled - image).abs().mean() / (mask.mean() * 0.33) < 0.25  # a mean colour is 1 away
+    photo = torch.rand(1, 3, 64, 64, generator=generator)
+    first = BASELINES["patchmatch"].fill(photo, mask)
+    assert torch.equal(first, BASELINES["patchmatch"].fill(photo, mask)) and not torch.equal(first, photo)
+
+
+@needs_xphoto
+def test_fsr_continues_a_wave_in_the_colours_of_the_image() -> None:
+    x = torch.arange(96.0)
+    wave = 0.5 + 0.3 * torch.cos(2 * torch.pi * x / 8)
+    image = torch.stack([wave, 0.5 * wave, 1 - wave])[None, :, None, :].expand(1, 3, 96, 96).contiguous()
+    mask = torch.zeros(1, 1, 96, 96)
+    mask[..., 40:56, 40:56] = 1
+    hole = mask.expand_as(image) > 0
+    errors = {
+        name: (BASELINES[name].fill(image, mask) - image)[hole].abs().mean() for name in ("fsr", "telea")
+    }
+    assert errors["fsr"] < 0.05 < errors["telea"]
+
+
+def test_a_baseline_that_is_not_installed_is_one_line_with_its_package(
+    batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(cv2, "xphoto", raising=False)
+    with pytest.raises(UserError, match=r"--use_fsr: .* pip install opencv-contrib-python-headless"):
+        BASELINES["fsr"].fill(*batch)
+    monkeypatch.setitem(sys.modules, "patchmatch", None)
+    with pytest.raises(UserError, match=r"--use_patchmatch: .* pip install pypatchmatch"):
+        BASELINES["patchmatch"].fill(*batch)
+    monkeypatch.setitem(sys.modules, "patchmatch", SimpleNamespace(patchmatch_available=False))
+    with pytest.raises(UserError, match="has no library for this machine"):
+        BASELINES["patchmatch"].fill(*batch)
