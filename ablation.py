@@ -23,6 +23,7 @@ from evaluation.mask_packs import bucket_of
 from inference.checkpoints import load_checkpoint, network_of, weights_digest
 from inference.device import seed_everything, select_device
 from losses import InpaintingLoss
+from metrics import why_no_lpips
 from models import InpaintingNetwork
 from train import train
 from training.process import Interrupted
@@ -123,7 +124,9 @@ def run(row: str, config: Config, loader: DataLoader) -> Result:
     device = select_device(config.device)
     network = network_of(state, last, "--save_dir", device)
     criterion = InpaintingLoss(boundary_width=config.boundary_width).to(device)
-    settings = ScoreSettings(use_lpips=config.use_lpips, lpips_weights=config.lpips_weights or None)
+    weights = config.lpips_weights or None
+    use_lpips = config.use_lpips or not why_no_lpips(weights, config.image_size)
+    settings = ScoreSettings(use_lpips=use_lpips, lpips_weights=weights)
     holes = [score_hole(network, criterion, item, settings) for item in one_by_one(loader, device)]
     counters = state["counters"]
     result = Result(
@@ -199,6 +202,9 @@ def main(argv: list[str] | None = None) -> int:
             if (result := finished(Path(run_config.save_dir), run_config, dataset.names))
         }
         loader = Loader(dataset, num_workers=config.num_workers)
+        left_out = "" if config.use_lpips else why_no_lpips(config.lpips_weights or None, config.image_size)
+        if left_out:
+            print(f"LPIPS left out: {left_out}")
         for i, (row, run_config) in enumerate(runs):
             if i not in results:
                 print(f"{row}, seed {run_config.seed}: run {i + 1} of {len(runs)}", flush=True)

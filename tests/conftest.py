@@ -4,6 +4,7 @@ import io
 import os
 import struct
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +19,7 @@ from runs import small_config
 from torch import nn
 from web_server import server  # noqa: F401 (a fixture)
 
+import metrics
 from config import Config
 from imaging.formats.png import write_chunks
 from train import train
@@ -110,6 +112,22 @@ def alexnet_file(tmp_path: Path) -> Path:
     state = torchvision.models.alexnet().state_dict()
     torch.save({name: x for name, x in state.items() if "features" in name}, tmp_path / "alexnet.pth")
     return tmp_path / "alexnet.pth"
+
+
+@pytest.fixture
+def torch_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty folder in the place of torch's downloaded checkpoints; nothing can be downloaded."""
+
+    def offline(*_: object, **__: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    checkpoints = tmp_path / "torch" / "hub" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    metrics._lpips_network.cache_clear()
+    yield checkpoints
+    metrics._lpips_network.cache_clear()
 
 
 @pytest.fixture

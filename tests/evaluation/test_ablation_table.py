@@ -25,6 +25,16 @@ RESULTS = [
 ]
 
 
+def test_the_table_has_lpips_if_every_run_was_scored_by_it() -> None:
+    assert "LPIPS is left out" in to_markdown(RESULTS)
+    scored = [result("baseline", 1, [20, 22]), result("full", 1, [21, 23])]
+    for each in scored:
+        for hole in each.holes:
+            hole["lpips"] = 0.25
+    assert "| 0.2500 |" in to_markdown(scored) and "left out" not in to_markdown(scored)
+    assert "LPIPS is left out" in to_markdown([*scored, RESULTS[2]])
+
+
 def test_intervals_over_seeds_are_students() -> None:
     mean, half = over_seeds([1.0, 2.0, 3.0])
     assert mean == 2 and half == pytest.approx(4.302653 / math.sqrt(3))

@@ -73,6 +73,15 @@ def test_the_report_is_plain_json_and_its_tables_hold_its_numbers() -> None:
     assert len(widths) == 2 and "nan" not in text
 
 
+def test_the_distance_by_method_is_named_with_its_number_of_images_and_never_as_fid() -> None:
+    lite = {"n": 4, "methods": {"output": 12.346, "telea": 20.0}}
+    text = to_markdown(make_report({}, HOLES, frechet_distance_lite0=lite))
+    line = "- Fréchet distance (EfficientNet-Lite0) to the true images, n = 4, biased upwards at small n:"
+    assert f"{line} output 12.35, telea 20.00" in text and "FID" not in text
+    unknown = {"n": 1, "methods": None}
+    assert "EfficientNet" not in to_markdown(make_report({}, HOLES, frechet_distance_lite0=unknown))
+
+
 def test_every_hole_is_a_row_of_the_table() -> None:
     rows = list(csv.DictReader(io.StringIO(to_csv(HOLES))))
     assert [row["name"] for row in rows] == ["hole0", "hole1", "hole2", "hole3"]
