@@ -52,6 +52,8 @@ def add_common_flags(parser: argparse.ArgumentParser) -> None:
     lpips("--no_lpips", action="store_false", dest="use_lpips", default=None, help="leave LPIPS out")
     add("--lpips_weights", default="", metavar="FILE",
         help="file with AlexNet's features.* layers for LPIPS (default: torchvision's cache)")
+    add("--detail", type=float, default=1.0, metavar="SHARE",
+        help="detail copied from the known pixels, 0 to 1: 1 is sharpest, 0 has the highest PSNR")
     add("--save_attention", action="store_true", help="draw structure and attention of every image")
     add("--invert_mask", action="store_true", help="in mask files black is missing, not white")
 
@@ -145,6 +147,8 @@ def check_ranges(args: argparse.Namespace) -> None:
         raise UserError(
             f"--mask_ratio: must be two shares between 0 and 1, the lower first, got {low:g} {high:g}"
         )
+    if not 0 <= args.detail <= 1:  # true for nan
+        raise UserError(f"--detail: must be a share from 0 to 1, got {args.detail:g}")
     for name in ("max_memory", "max_megapixels"):
         value = getattr(args, name)
         if not math.isfinite(value) or value < 0 or (name == "max_memory" and value == 0):
@@ -181,7 +185,11 @@ def fill(args: argparse.Namespace) -> int:
     scoring = make_score_settings(args)
     trained = open_network(args.checkpoint, select_device(args.device), "--checkpoint")
     inpainter = Inpainter(
-        trained.network, max_memory=args.max_memory * 2**30, flip=args.flip, passes=args.passes
+        trained.network,
+        max_memory=args.max_memory * 2**30,
+        flip=args.flip,
+        passes=args.passes,
+        detail=args.detail,
     )
     failed = 0
     fill_path = fill_folder if Path(args.image_path).is_dir() else fill_file
@@ -253,6 +261,7 @@ def make_score_settings(args: argparse.Namespace) -> "ScoreSettings":
         BASELINES[name].fill(probe, probe[:, :1])
     return ScoreSettings(
         baselines=tuple(name for name, row in BASELINES.items() if not row.on_request or name in requested),
+        detail=args.detail,
         use_lpips=bool(args.use_lpips or args.lpips_weights),
         lpips_weights=args.lpips_weights or None,
         paper=args.protocol == "paper",
@@ -311,6 +320,7 @@ def describe_protocol(
         "image_size": dataset.image_size,
         "masks": masks,
         "seed": args.seed,
+        "detail": args.detail,
         "versions": versions(),
     }
 

@@ -26,6 +26,7 @@ from inference.tiling import to_tensor
 from inference.visualize import attention_heatmaps, comparison_grid, heatmap_grid, small_copy, viridis
 from metrics import all_metrics
 from models import InpaintingNetwork
+from texture import add_texture
 from utils import UserError, atomic_path, write_json, write_text
 
 MAX_GRID_ROWS = 16  # in test_results.png
@@ -38,6 +39,7 @@ class ScoreSettings:
 
     Attributes:
         baselines: names in `BASELINES`.
+        detail: share of copied detail in completions; see `add_texture`.
         use_lpips, lpips_weights: see `lpips_score`.
         paper: add the variants that papers used.
         save_attention: draw structure and attention of every image.
@@ -45,6 +47,7 @@ class ScoreSettings:
     """
 
     baselines: tuple[str, ...] = ()
+    detail: float = 0.0
     use_lpips: bool = False
     lpips_weights: str | None = None
     paper: bool = False
@@ -97,8 +100,10 @@ def score_folder(
     with contextlib.ExitStack() as stack:
         add_to_gallery = stack.enter_context(open_gallery(folder, protocol)) if settings.gallery else None
         for item in one_by_one(loader, network.device):
-            ours = complete(network, item, with_heatmaps)
-            theirs = complete(against, item, with_heatmaps) if against is not None else None
+            ours = complete(network, item, settings.detail, with_heatmaps)
+            theirs = None
+            if against is not None:
+                theirs = complete(against, item, settings.detail, with_heatmaps)
             baselines = {name: BASELINES[name].fill(item.image, item.mask) for name in settings.baselines}
             completions = composited(item, ours, theirs) | baselines
             holes.append(score_methods(item, ours, theirs, completions, settings))
@@ -137,17 +142,28 @@ def one_by_one(loader: DataLoader, device: torch.device) -> Iterator[Item]:
     bar.close()
 
 
-def complete(network: Network, item: Item, with_heatmaps: bool) -> Completion:
-    """Run a network on an item; an exported network returns no attention, and thus no heat maps."""
+def complete(network: Network, item: Item, detail: float, with_heatmaps: bool) -> Completion:
+    """Run a network and the texture stage on an item; an exported network gives no heat maps.
+
+    With detail, the output without it is `detail_0` of the outputs.
+    """
+    heatmaps = {}
     if with_heatmaps and isinstance(network, InpaintingNetwork):
         outputs = network(item.image, item.mask, return_attention=True)
-        return Completion(outputs, attention_heatmaps(network, outputs, item.mask))
-    return Completion(network(item.image, item.mask), {})
+        heatmaps = attention_heatmaps(network, outputs, item.mask)
+    else:
+        outputs = network(item.image, item.mask)
+    if detail:
+        output = add_texture(outputs["output"], item.mask, detail)
+        outputs |= {"detail_0": outputs["output"], "output": output}
+    return Completion(outputs, heatmaps)
 
 
 def composited(item: Item, ours: Completion, theirs: Completion | None) -> dict[str, torch.Tensor]:
-    """The output, the coarse completion and the other network's output, with the known pixels of the item."""
-    completions = {"output": ours.outputs["output"]}
+    """The networks' completions of an item with its known pixels, by method."""
+    completions: dict[str, torch.Tensor] = {"output": ours.outputs["output"]}
+    if "detail_0" in ours.outputs:
+        completions["detail_0"] = ours.outputs["detail_0"]
     if "coarse" in ours.outputs:
         completions["coarse"] = torch.where(item.mask > 0, ours.outputs["coarse"], item.image)
     if theirs is not None:
@@ -163,15 +179,22 @@ def score_methods(
     settings: ScoreSettings,
 ) -> Scored:
     """Scores of every method's completion of one item."""
-    uncomposited = {"output": ours.outputs.get("refined"), "coarse": ours.outputs.get("coarse")}
+    uncomposited = {"output": before_compositing(item, ours), "coarse": ours.outputs.get("coarse")}
+    uncomposited["detail_0"] = ours.outputs.get("refined")
     if theirs is not None:
-        uncomposited["against"] = theirs.outputs.get("refined")
+        uncomposited["against"] = before_compositing(item, theirs)
     scores = {
         method: score(pred, item, settings, uncomposited.get(method, pred))
         for method, pred in completions.items()
     }
     ratio = item.mask.double().mean().item()
     return Scored(item.name, item.source, bucket_of(ratio), ratio, scores)
+
+
+def before_compositing(item: Item, completion: Completion) -> torch.Tensor | None:
+    """The output with the network's own pixels outside the hole; None if it does not return them."""
+    refined = completion.outputs.get("refined")
+    return None if refined is None else torch.where(item.mask > 0, completion.outputs["output"], refined)
 
 
 def score(
@@ -216,7 +239,11 @@ def gallery_entry(
 def gallery_images(completion: Completion) -> dict[str, np.ndarray]:
     """A network's images of one item by the names of the gallery, (H, W, 3) uint8 each."""
     outputs = completion.outputs
-    images = {name: to_bytes(outputs[name])[0] for name in ("output", "coarse", "refined") if name in outputs}
+    images = {
+        name: to_bytes(outputs[name])[0]
+        for name in ("output", "detail_0", "coarse", "refined")
+        if name in outputs
+    }
     return images | {name: viridis(x[0, 0].cpu().numpy()) for name, x in completion.heatmaps.items()}
 
 
@@ -269,7 +296,7 @@ def evaluate_file(network: Network, job: Job, folder: Path, checkpoint: str, set
         write_json({"checkpoint": checkpoint, "output": scores}, folder / REPORT_FILES[0])
         print(", ".join(f"{metric} {value:.4g}" for metric, value in scores.items()))
     item = Item(name, name, *(tensor.to(device) for tensor in small_copy(filled, missing)))
-    completion = complete(network, item, settings.save_attention)
+    completion = complete(network, item, settings.detail, settings.save_attention)
     draw_heatmaps(item, completion.heatmaps, folder)
     if truth is not None:
         target = small_copy(truth, missing)[0].to(device)

@@ -68,6 +68,7 @@ SCORES = GAINS | METRICS | {
 IMAGES = {  # label and description
     "input":     ("input", "the network's input: the hole is white"),
     "output":    ("output", "the completion: the network's pixels in the hole, the image's own outside"),
+    "detail_0":  ("detail 0", "the completion without the texture stage"),
     "truth":     ("truth", "the original image"),
     "error":     ("error", "absolute difference of output and truth, averaged over the channels, from 0 "
                            f"(dark) to {MAX_ERROR:g} of the range or more (bright); known pixels pale grey"),

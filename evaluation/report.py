@@ -12,7 +12,7 @@ from metrics import METRICS, has_region, mean_interval, mean_over_images
 from utils import csv_text
 
 Summary = dict[str, Any]
-NETWORKS = ("output", "coarse", "against")  # methods that are no baselines
+NETWORKS = ("output", "detail_0", "coarse", "against")  # methods that are no baselines
 
 
 @dataclass(frozen=True)

@@ -15,19 +15,21 @@ from imaging.mask_file import binarise, colors_of
 from inference.checkpoints import Network, load_network
 from inference.device import select_device
 from inference.tiling import OVERLAP, WHOLE, Region, bands, crops, enlarge, halve, to_tensor, to_unit
+from texture import DETAIL, add_texture, check_detail
 
 SMALLEST_TILE = 128  # pixels per side
 BASE_BYTES = 400 * 2**20  # memory of a process that has loaded torch and a network
 BYTES_PER_PIXEL = 4300  # memory to complete a tile
+TEXTURE_SIDE = 4  # sides of a tile to which texture is added at once; it needs less memory
 
 
 class Inpainter:
     """Fills holes in images of any size; every pixel outside the hole comes back as it was.
 
-    An image of up to `WHOLE` pixels per side gets exactly the network's completion. In a larger one, holes
-    are grouped, and each group is completed in a crop; a crop that is still larger is completed at half its
-    size first, as the network does inside itself: the enlarged completion is the prefill of overlapping
-    tiles. Time and memory depend on the size of the hole, not of the image.
+    An image of up to `WHOLE` pixels per side gets exactly the network's completion, and then texture. In a
+    larger one, holes are grouped, and each group is completed in a crop; a crop that is still larger is
+    completed at half its size first, as the network does inside itself: the enlarged completion is the
+    prefill of overlapping tiles. Time and memory depend on the size of the hole, not of the image.
 
     Args:
         network: in evaluation mode, on its device; or one that was exported to ONNX.
@@ -35,6 +37,8 @@ class Inpainter:
             Where memory runs out all the same, the region being filled is done in tiles of half that side.
         flip: average with the completion of the mirrored image; twice the time.
         passes: completions over the previous one's result; each costs the time of one.
+        detail: share of detail copied from the known pixels, in [0, 1] (see `add_texture`); 0 gives the
+            network's completion, which has the highest PSNR.
 
     Attributes:
         tile: side of the tiles, in pixels.
@@ -50,10 +54,12 @@ class Inpainter:
         max_memory: float = 2 * 2**30,
         flip: bool = False,
         passes: int = 1,
+        detail: float = DETAIL,
     ) -> None:
         if passes < 1:
             raise ValueError(f"passes must be at least 1, got {passes}")
-        self.network, self.flip, self.passes = network, flip, passes
+        check_detail(detail)
+        self.network, self.flip, self.passes, self.detail = network, flip, passes, detail
         self.device = network.device
         affordable = math.isqrt(max(0, int(max_memory - BASE_BYTES)) // BYTES_PER_PIXEL)
         self.tile = max(SMALLEST_TILE, min(WHOLE, affordable // OVERLAP * OVERLAP))
@@ -170,6 +176,7 @@ class Inpainter:
             filled[mask] = 0  # NaN would survive even a weight of 0 in the blending
             try:
                 self._fill_pyramid(filled, mask, tile)
+                self._add_texture(filled, mask, TEXTURE_SIDE * tile)
                 return filled
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error) or tile <= SMALLEST_TILE:
@@ -186,14 +193,25 @@ class Inpainter:
             return
         half, half_mask = halve(image, mask)
         self._fill_pyramid(half, half_mask, tile)
-        for (rows, row_weights), columns in bands(mask, tile):
-            band = np.broadcast_to(to_unit(image[rows]), (*mask[rows].shape, 3)).copy()
-            for span, weights in columns:
-                region = rows, span
-                completion = self._complete(image[region], mask[region], enlarge(half, region))
-                weight = weights[:, None]
-                band[:, span] = weight * completion + (1 - weight) * band[:, span]
-            write_completion(image[rows], mask[rows], band, row_weights)
+        fill_tiles(
+            image,
+            mask,
+            tile,
+            lambda region: self._complete(image[region], mask[region], enlarge(half, region)),
+        )
+
+    def _add_texture(self, image: np.ndarray, mask: np.ndarray, side: int) -> None:
+        """Add texture to a filled image (H, W, 1 or 3) in place, in tiles of at most `side` pixels."""
+        if not self.detail or not mask.any():
+            return
+        filled = image.copy()
+
+        def sharpened(region: Region) -> np.ndarray:
+            missing = torch.from_numpy(mask[region].astype(np.float32))[None, None].to(self.device)
+            tile = to_tensor(filled[region]).to(self.device)
+            return add_texture(tile, missing, self.detail)[0].permute(1, 2, 0).cpu().numpy()
+
+        fill_tiles(image, mask, side, sharpened)
 
     def _complete(self, image: np.ndarray, mask: np.ndarray, prefill: np.ndarray | None = None) -> np.ndarray:
         """The network's completion, (H, W, 3) float32 in [0, 1], over its own prefill or the one given."""
@@ -220,6 +238,18 @@ class Inpainter:
         for _ in range(self.passes - 1):
             refined = complete_over(refined)
         return refined
+
+
+def fill_tiles(
+    image: np.ndarray, mask: np.ndarray, side: int, complete: Callable[[Region], np.ndarray]
+) -> None:
+    """Fill an image (H, W, 1 or 3) in place with the blended completions (h, w, 1 or 3) of its tiles."""
+    for (rows, row_weights), columns in bands(mask, side):
+        band = np.broadcast_to(to_unit(image[rows]), (*mask[rows].shape, 3)).copy()
+        for span, weights in columns:
+            weight = weights[:, None]
+            band[:, span] = weight * complete((rows, span)) + (1 - weight) * band[:, span]
+        write_completion(image[rows], mask[rows], band, row_weights)
 
 
 def write_completion(

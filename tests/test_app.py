@@ -304,7 +304,11 @@ def test_the_stages_are_shown_on_demand(called: Page, tmp_path: Path) -> None:
 def test_what_cannot_be_filled_is_an_error_of_the_page(called: Page, name: str) -> None:
     import gradio
 
-    more = {"feather": 0, "lossless": False, "progress": lambda *_, **__: None} if name == "fill" else {}
+    more = (
+        {"feather": 0, "detail": 100, "lossless": False, "progress": lambda *_, **__: None}
+        if name == "fill"
+        else {}
+    )
     with pytest.raises(gradio.Error, match="Open a picture first"):
         called.call(name, None, None, None, "default", 0, **more)
     for checkpoint, dilate, message in [("default", -1, "from 0 to 32"), ("default", 1e9, "from 0 to 32"),

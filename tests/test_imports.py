@@ -14,7 +14,7 @@ FOLDERS = {
     "evaluation": {"imaging", "inference", "dataset"},
     "exporters": set(),
 }
-LEAVES = {"config", "layers", "losses", "metric_tracker", "metrics", "models", "msse", "prior"}
+LEAVES = {"config", "layers", "losses", "metric_tracker", "metrics", "models", "msse", "prior", "texture"}
 WITHOUT_LEAVES = {"imaging"}
 
 

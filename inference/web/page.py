@@ -27,9 +27,11 @@ from inference.web.uploads import (
     open_request,
     preview,
     read_strokes,
+    share,
     whole_number,
 )
 from models import InpaintingNetwork
+from texture import DETAIL
 from utils import UserError, one_line
 
 EXAMPLES = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")  # bundled with scikit-image
@@ -105,6 +107,7 @@ class Page:
         name: Any,
         dilate: Any,
         feather: Any,
+        detail: Any,
         lossless: Any,
         request: gr.Request,
         progress: Any = gr.Progress(),  # noqa: B008 (gradio looks for it there)
@@ -119,6 +122,7 @@ class Page:
                 dilate=whole_number(dilate, "the grown area"), feather=whole_number(feather, "the soft edge"),
                 lossless=lossless is True,
             )  # fmt: skip
+            inpainter.detail = share(detail, "the detail")
             report_runs(inpainter, job.mask, progress)
             before = preview(job.image_file)
             proof = fill_job(inpainter, job)
@@ -200,6 +204,7 @@ class Page:
                         checkpoint = gr.Dropdown(names, value=names[0], label="Checkpoint")
                         dilate = gr.Slider(0, MAX_GROW, 0, step=1, label="Grow the marked area, pixels")
                         feather = gr.Slider(0, MAX_GROW, 0, step=1, label="Soften its edge, pixels")
+                        detail = gr.Slider(0, 100, 100 * DETAIL, step=5, label="Detail, % (0 is smoothest)")
                         lossless = gr.Checkbox(
                             label="Write JPEG and AVIF as PNG, which keeps every other pixel"
                         )
@@ -232,7 +237,7 @@ class Page:
             )  # fmt: skip
             examples.click(self.choose, examples, image, api_name="choose", **bound)
             fill_button.click(
-                self.fill, [*inputs, feather, lossless], result,
+                self.fill, [*inputs, feather, detail, lossless], result,
                 show_progress_on=slider, api_name="fill", **one_at_a_time, **bound,
             )  # fmt: skip
             explain_button.click(self.explain, inputs, stages, api_name="explain", **one_at_a_time, **bound)

@@ -99,6 +99,17 @@ def whole_number(value: Any, name: str) -> int:
     return int(value)
 
 
+def share(value: Any, name: str) -> float:
+    """The share in [0, 1] that a slider was moved to, in per cent.
+
+    Raises:
+        UserError: naming the slider, if it cannot be moved there.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 100:
+        raise UserError(f"{name} must be from 0 to 100 %")
+    return value / 100
+
+
 def open_request(
     image_path: Path | None, mask_path: Path | None, strokes: np.ndarray | None, folder: Path, **settings: Any
 ) -> Job:

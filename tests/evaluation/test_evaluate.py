@@ -82,7 +82,7 @@ def test_a_network_without_attention_is_scored_beside_one_with_it(
     assert "coarse" not in methods and methods["against"] == pytest.approx(methods["output"], abs=1e-5)
     assert abs(report["gain_against"]["mean"]) < 1e-5 and not (tmp_path / "attention").exists()
     item = next(one_by_one(Loader(dataset), exported.device))
-    assert complete(exported, item, with_heatmaps=True).heatmaps == {}
+    assert complete(exported, item, 0.0, with_heatmaps=True).heatmaps == {}
     with torch.no_grad():
         maps = complete(network, item, with_heatmaps=True).heatmaps
         assert list(maps) == ["structure", "stage 1", "stage 2", "stage 3"]
