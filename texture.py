@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from layers import pool
 
-SMALLEST = 64  # pixels; bands are copied at sizes whose longer side is above it
+SMALLEST = 16  # pixels; bands are copied at sizes whose longer side is above it
 PATCH = 7  # pixels per side
 STRIDE = 3  # pixels from patch to patch of the hole
 COMPONENTS = 16  # principal components that describe a patch
@@ -19,8 +19,10 @@ NEARNESS = 0.005  # standard deviations of the patches for a pixel of distance
 COHERENCE = 0.05  # variances of the patches for each neighbour of another displacement
 PASSES = 2  # over the patches, to make them coherent
 GAIN = 1.15  # of the copied band: the mean of overlapping patches is weaker than each
+FADE = 0.95  # factor of the gain for each halving of the size
 RIM = 2.0  # pixels of depth over which the network knows the band itself; see `share_at_depth`
-DEPTH = 6  # pixels up to which depth is counted
+RIM_GROWTH = 1.3  # factor of `RIM` for each halving of the size
+DEPTH = 12  # pixels up to which depth is counted
 SAMPLE = 2048  # patches, at most, to which the components are fitted
 CHUNK = 1024  # patches that search at once
 NEIGHBOURS = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1) if (y, x) != (0, 0)]
@@ -74,14 +76,15 @@ def sharpen(image: torch.Tensor, hole: torch.Tensor) -> torch.Tensor:
         sizes.append((image, hole))
     smaller, _ = sizes.pop()
     result, field = smaller, None
-    for image, hole in reversed(sizes):
+    for halvings, (image, hole) in reversed(list(enumerate(sizes))):
         band = image - enlarge(smaller, image)
         result = torch.where(hole, enlarge(result, image) + band, image)
         depth = depth_of(hole)
         coarser, field = field, Field.of(hole) if depth.max() > 1 else None
         if field is not None:
             field.find_sources(gaussian(result, BLUR), coarser)
-            result = torch.where(hole, result + GAIN * share_at_depth(depth) * field.copy(band), image)
+            share = GAIN * FADE**halvings * share_at_depth(depth, RIM * RIM_GROWTH**halvings)
+            result = torch.where(hole, result + share * field.copy(band), image)
         smaller = image
     return result
 
@@ -120,9 +123,9 @@ def depth_of(hole: torch.Tensor) -> torch.Tensor:
     return depth
 
 
-def share_at_depth(depth: torch.Tensor) -> torch.Tensor:
+def share_at_depth(depth: torch.Tensor, rim: float) -> torch.Tensor:
     """Share of the copied band at a depth, from 0 to 1: near known pixels, the completion has its own."""
-    return 1 - torch.exp(-((depth / RIM) ** 2))
+    return 1 - torch.exp(-((depth / rim) ** 2))
 
 
 class Field:
@@ -222,7 +225,7 @@ class Field:
         return torch.where(is_inside, y * self.width + x, -1)
 
     def carry(self, coarser: "Field") -> torch.Tensor:
-        """The sources that the displacements in the field of half the size, twice as large, give; -1 for none."""
+        """The sources that twice the displacements in the field of half the size give; -1 for none."""
         row, column = ((side / 2 / STRIDE).round().long() for side in (self.y, self.x))
         last_row, last_column = (side - 1 for side in coarser.number.shape)
         number = coarser.number[(row + 1).clamp_max(last_row), (column + 1).clamp_max(last_column)]
