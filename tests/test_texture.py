@@ -18,8 +18,8 @@ from texture import (
     check_detail,
     depth_of,
     gaussian,
-    sharpen,
     share_at_depth,
+    sharpen,
 )
 
 BOX = np.s_[..., 40:75, 50:85]
