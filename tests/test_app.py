@@ -268,7 +268,7 @@ def test_filling_keeps_every_other_pixel_and_tells_how_far_it_is(called: Page, t
     painted = np.dstack([strokes((70, 110), np.s_[30:40, 50:60])] * 4)  # on a smaller copy
     layer = called.upload(save(painted, tmp_path / "layer.png"))
     steps: list[Any] = []
-    asked = [picture, None, {"layers": [layer]}, "default", 0, 0, False]
+    asked = [picture, None, {"layers": [layer]}, "default", 0, 0, 100, False]
     result = called.call("fill", *asked, progress=lambda step, **_: steps.append(step))
     slider, said, download = result[:3]
     assert steps == [0, (0, 1), (1, 1)]
@@ -316,6 +316,35 @@ def test_what_cannot_be_filled_is_an_error_of_the_page(called: Page, name: str) 
                                         ("../x", 0, "no such checkpoint"), ([], 0, "no such checkpoint")]:  # fmt: skip
         with pytest.raises(gradio.Error, match=message):
             called.call(name, None, None, None, checkpoint, dilate, **more)
+
+
+@pytest.mark.parametrize(
+    "detail", ["101", "50", 101, 100.01, -1, True, False, float("nan"), float("inf"), None, [50]]
+)
+def test_a_detail_that_the_slider_cannot_have_is_an_error_of_the_page(
+    called: Page, detail: Any, tmp_path: Path
+) -> None:
+    import gradio
+
+    picture = called.upload(save(photograph(60, 80), tmp_path / "a.png"))
+    mask = called.upload(save(strokes((60, 80)), tmp_path / "m.png"))
+    with pytest.raises(gradio.Error, match=r"^'The detail must be from 0 to 100 %\.'$"):
+        called.call(
+            "fill", picture, mask, None, "default", 0, 0, detail, False, progress=lambda *_, **__: None
+        )
+
+
+def test_the_detail_slider_changes_the_hole(called: Page, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (100, 120, 3), np.uint8)
+    picture = called.upload(save(pixels, tmp_path / "a.png"))
+    mask = called.upload(save(strokes((100, 120)), tmp_path / "m.png"))
+    filled = []
+    for detail in (0, 0, 50.0, 100):  # each request gets its own, whatever the one before it was
+        asked = [picture, mask, None, "default", 0, 0, detail, False]
+        download = called.call("fill", *asked, progress=lambda *_, **__: None)[2]
+        filled.append(np.asarray(Image.open(download["value"])).astype(int))
+    energy = [np.abs(np.diff(each[HOLE], axis=1)).mean() for each in filled]
+    assert np.array_equal(filled[0], filled[1]) and energy[1] < energy[2] < energy[3]
 
 
 def test_an_example_is_opened_by_its_number_alone(called: Page) -> None:
@@ -431,7 +460,7 @@ def test_twenty_requests_at_once_get_each_its_own_answer(server: Server, tmp_pat
         picture, mask = save(pixels, tmp_path / f"{i}.png"), save(hole, tmp_path / f"m{i}.png")
         visitor = visitors[i % 4]
         files = [visitor.upload(Path(path).read_bytes(), Path(path).name) for path in (picture, mask)]
-        answer = visitor.call("fill", [*files, None, "default", 0, 0, False])
+        answer = visitor.call("fill", [*files, None, "default", 0, 0, 100, False])
         result = visitor.download(answer["data"][2]["value"]["path"])
         return pixels, hole > 0, np.asarray(Image.open(io.BytesIO(result.content)))
 

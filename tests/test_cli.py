@@ -24,6 +24,7 @@ import test as evaluation
 import train
 from evaluation.baselines import OPENCV
 from inference.checkpoints import find_weights, load_checkpoint
+from texture import DETAIL
 
 SMALL = ["--base_channels=4", "--bottleneck_depth=1", "--image_size=32", "--num_workers=0", "--device=cpu"]
 
@@ -302,6 +303,37 @@ def test_one_image_is_filled_and_nothing_else_touched(
     assert np.array_equal(before[hole], after[hole])
 
 
+def test_detail_is_added_unless_it_is_0(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (96, 120, 3), np.uint8)
+    path = tmp_path / "images" / "noise.png"
+    path.parent.mkdir()
+    Image.fromarray(noise).save(path)
+    assert evaluation.parse_args(["--test_root=x"]).detail == DETAIL == 1
+    hole = np.s_[20:60, 30:90]
+    filled, scores, reports = [], [], []
+    for flags in (["--detail=0"], ["--detail=0.5"], []):
+        common = [f"--checkpoint={checkpoint}", f"--save_dir={tmp_path / f'results{len(filled)}'}", *flags]
+        argv = [*common, f"--image_path={path}", "--box=30,20,60,40", f"--gt_path={path}"]
+        assert evaluation.main(argv) == 0
+        folder = tmp_path / f"results{len(filled)}"
+        filled.append(np.asarray(Image.open(folder / "noise.png")).astype(int))
+        scores.append(json.loads((folder / "metrics.json").read_text())["output"])
+        assert evaluation.main([*common, f"--test_root={path.parent}", "--image_size=96", "--no_cache"]) == 0
+        reports.append(json.loads((folder / "report.json").read_text()))
+    contrasts = [np.abs(np.diff(image[hole], axis=1)).mean() for image in filled]
+    assert contrasts[0] < 0.6 * contrasts[1] and contrasts[1] < 0.8 * contrasts[2]
+    sharpnesses = [score["sharpness"] for score in scores]
+    assert sharpnesses[0] < sharpnesses[1] < sharpnesses[2]
+    assert [report["protocol"]["detail"] for report in reports] == [0, 0.5, 1]
+    methods = [report["methods"] for report in reports]
+    assert ["detail_0" in each for each in methods] == [False, True, True]
+    assert methods[1]["detail_0"] == methods[2]["detail_0"] == methods[0]["output"]
+    assert "detail_0" not in reports[2]["gain"]["over"]
+    capsys.readouterr()
+
+
 def test_the_content_under_the_hole_does_not_matter(
     checkpoint: Path, photo: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -371,6 +403,10 @@ MISTAKES = {
     "no mode": (["--image_path", ""], "exactly one of them is required"),
     "mask forgotten": (["--mask_path", ""], "--mask_path, --box or --alpha_mask: exactly one"),
     "mask_ratio": (["--mask_ratio", "0.5", "0.1"], "--mask_ratio: must be two shares"),
+    "detail": (["--detail", "1.5"], "--detail: must be a share from 0 to 1, got 1.5"),
+    "negative detail": (["--detail", "-0.1"], "--detail: must be a share from 0 to 1, got -0.1"),
+    "no detail": (["--detail", "nan"], "--detail: must be a share from 0 to 1, got nan"),
+    "detail in words": (["--detail", "much"], "--detail: invalid float value: 'much'"),
     "size": (["--image_size", "4"], "--image_size: must be at least 16"),
     "seed": (["--seed", "-1"], "--seed: must be at least 0"),
     "large seed": (["--seed", "5000000000"], "--seed: must be below 2^32"),

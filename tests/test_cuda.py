@@ -12,6 +12,7 @@ from conftest import randomize_zero_init
 from config import get_config
 from inference.checkpoints import load_checkpoint
 from models import InpaintingNetwork
+from texture import add_texture, gaussian
 from train import train
 
 DEVICE = torch.device("cuda")
@@ -49,6 +50,25 @@ def test_completions_equal_those_of_the_cpu(size: tuple[int, int], full_precisio
         torch.testing.assert_close(found[name].cpu(), expected[name], atol=1e-4, rtol=0)
     known = 1 - mask
     assert torch.equal(found["output"].cpu() * known, image * known)
+
+
+def test_texture_is_that_of_the_cpu(full_precision: None) -> None:
+    """Rounding changes the source of a patch where two are nearly equal, so that few pixels differ."""
+    generator = torch.Generator().manual_seed(0)
+    image = gaussian(torch.rand(1, 3, 340, 400, generator=generator), 1.0)
+    image = image.expand(2, -1, -1, -1).clone()
+    mask = torch.zeros(2, 1, 340, 400)
+    mask[0, ..., 100:200, 150:260], mask[1, ..., :80, 300:] = 1, 1
+    blurred = torch.cat([gaussian(each, 3.0) for each in image.split(1)])
+    completed = torch.where(mask > 0, blurred, image)
+    expected, found = add_texture(completed, mask), add_texture(completed.to(DEVICE), mask.to(DEVICE))
+    assert found.device.type == DEVICE.type
+    assert torch.equal(found, add_texture(completed.to(DEVICE), mask.to(DEVICE)))  # repeatable
+    known = (mask == 0).expand_as(image)
+    assert torch.equal(found.cpu()[known], completed[known])
+    difference = (found.cpu() - expected)[~known].abs()
+    assert (difference < 1 / 255).float().mean() > 0.9
+    assert (expected - completed)[~known].abs().mean() > 10 * difference.mean()
 
 
 def test_gradients_equal_those_of_the_cpu(full_precision: None) -> None:

@@ -16,6 +16,7 @@ from exporters.traceable import Level
 from inference.checkpoints import save_checkpoint, weights_digest
 from inference.inpainter import Inpainter
 from models import InpaintingNetwork
+from texture import add_texture
 from utils import UserError
 
 onnx = pytest.importorskip("onnx", reason="exporting to ONNX needs onnx")
@@ -119,10 +120,19 @@ def test_a_large_image_is_filled_in_tiles_by_an_onnx_file_too(
     hole[20:130, 30:190] = True
     results = []
     for completer in (network, OnnxNetwork(onnx_file)):
-        inpainter = Inpainter(completer, max_memory=0, passes=2)  # tiles of 128 pixels
+        inpainter = Inpainter(completer, max_memory=0, passes=2, detail=0)  # tiles of 128 pixels
         results.append(inpainter.fill_array(pixels, hole).astype(int))
     assert np.abs(results[0] - results[1]).max() <= 1
     assert np.array_equal(results[1][~hole], pixels[~hole])
+
+
+def test_an_onnx_file_gets_texture_too(onnx_file: Path) -> None:
+    completer = OnnxNetwork(onnx_file)
+    image, mask = torch.rand(1, 3, 90, 110), torch.zeros(1, 1, 90, 110)
+    mask[..., 30:60, 40:80] = 1
+    output = completer(image, mask)["output"]
+    textured = Inpainter(completer)(image, mask)
+    assert torch.equal(textured, add_texture(output, mask)) and not torch.equal(textured, output)
 
 
 def test_torchscript_equals_the_network_at_any_size(network: InpaintingNetwork, checkpoint: Path) -> None:

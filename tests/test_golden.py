@@ -17,10 +17,12 @@ sys.path[:0] = [str(REPOSITORY)]  # for the use as a script
 from imaging.read import read_image  # noqa: E402
 from inference.checkpoints import load_network  # noqa: E402
 from losses import InpaintingLoss  # noqa: E402
-from metrics import psnr  # noqa: E402
+from metrics import psnr, sharpness  # noqa: E402
+from texture import add_texture  # noqa: E402
 
 FILE = Path(__file__).with_name("golden.npz")
 PSNR = {"default": 22.318, "fast": 21.978}  # dB in the hole of the example
+SHARPNESS = {"default": 0.795, "fast": 0.746}  # of the example's hole, with texture
 NUM_SAMPLES = 1000  # values per tensor
 TOLERANCE = 1e-4  # relative to the largest value of a tensor
 
@@ -69,6 +71,19 @@ def test_the_bundled_weights_give_the_stored_values(name: str) -> None:
         tolerance = TOLERANCE * np.abs(expected).max()
         np.testing.assert_allclose(computed[key], expected, rtol=0, atol=tolerance, err_msg=key)
     assert computed["psnr"] == pytest.approx(PSNR[name], abs=0.005)
+
+
+@pytest.mark.parametrize("name", PSNR)
+def test_texture_makes_the_example_sharp_for_less_than_a_decibel(name: str) -> None:
+    network, _ = load_network(name, torch.device("cpu"))
+    image, mask = example()
+    with torch.no_grad():
+        completed = network(image, mask)["output"]
+    textured = add_texture(completed, mask)
+    before, after = (sharpness(pred, image, mask).item() for pred in (completed, textured))
+    assert before < 0.12 and after == pytest.approx(SHARPNESS[name], abs=0.05)
+    loss = psnr(completed, image, mask) - psnr(textured, image, mask)
+    assert 0 < loss.item() < 1
 
 
 if __name__ == "__main__":

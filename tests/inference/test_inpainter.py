@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from inference.inpainter import SMALLEST_TILE, Inpainter, as_mask
-from inference.tiling import WHOLE, count_runs
+from inference.tiling import WHOLE, count_runs, to_unit
 from models import InpaintingNetwork
+from texture import add_texture
 
 
 @pytest.fixture(scope="module")
@@ -85,12 +86,121 @@ def test_all_depths_agree(inpainter: Inpainter) -> None:
     assert np.abs(sixteen - single).max() <= 0.5 / 65535 + 1e-6
 
 
-def test_a_small_picture_gets_exactly_what_the_network_gives(network: InpaintingNetwork) -> None:
-    pixels, hole = image_and_mask(60, 70)
-    tensor = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
+def completion(network: InpaintingNetwork, pixels: np.ndarray, hole: np.ndarray) -> tuple[torch.Tensor, ...]:
+    """The image (1, 3, H, W) in [0, 1], its mask, and the network's output."""
+    image = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
+    mask = torch.from_numpy(hole)[None, None].float()
     with torch.no_grad():
-        expected = network(tensor, torch.from_numpy(hole)[None, None].float())["output"]
-    assert torch.equal(Inpainter(network)(tensor, hole), expected)
+        return image, mask, network(image, mask)["output"]
+
+
+def noise_and_mask(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """An image with texture everywhere, which a hole has to get too."""
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    return pixels, image_and_mask(height, width)[1]
+
+
+def contrast(image: np.ndarray, hole: np.ndarray) -> float:
+    """Mean difference of neighbouring pixels in the hole, in [0, 1]."""
+    values = to_unit(np.atleast_3d(image))
+    return float(np.abs(np.diff(values, axis=1))[hole[:, 1:] & hole[:, :-1]].mean())
+
+
+def test_without_detail_a_small_picture_gets_exactly_what_the_network_gives(
+    network: InpaintingNetwork,
+) -> None:
+    image, mask, output = completion(network, *image_and_mask(60, 70))
+    assert torch.equal(Inpainter(network, detail=0)(image, mask), output)
+
+
+def test_detail_adds_texture_to_what_the_network_gives(network: InpaintingNetwork) -> None:
+    image, mask, output = completion(network, *noise_and_mask(100, 140))
+    assert torch.equal(Inpainter(network, detail=0)(image, mask), output)
+    textured = Inpainter(network)(image, mask)
+    assert torch.equal(textured, add_texture(output, mask)) and not torch.equal(textured, output)
+    half = Inpainter(network, detail=0.5)(image, mask)
+    assert torch.equal(half, add_texture(output, mask, 0.5)) and not torch.equal(half, textured)
+
+
+@pytest.mark.parametrize("detail", [2, -0.1, float("nan")])
+def test_a_detail_that_is_no_share_is_refused(network: InpaintingNetwork, detail: float) -> None:
+    with pytest.raises(ValueError, match=r"detail must be in \[0, 1\], got "):
+        Inpainter(network, detail=detail)
+
+
+@pytest.mark.parametrize("kind", [1, 2, 4, 5, 7, 9, 11, 14])
+def test_every_kind_of_image_gets_texture(kind: int, network: InpaintingNetwork) -> None:
+    pixels, hole = noise_and_mask(80, 110)
+    smooth, textured = (
+        np.asarray(Inpainter(network, detail=detail)(KINDS[kind](pixels), hole)) for detail in (0, 1)
+    )
+    if smooth.ndim == 4:
+        smooth, textured = smooth[0].transpose(1, 2, 0), textured[0].transpose(1, 2, 0)
+    assert np.array_equal(smooth[~hole], textured[~hole])
+    assert contrast(textured, hole) > 2 * contrast(smooth, hole)
+
+
+def test_texture_in_tiles_keeps_known_pixels_and_reaches_all_of_the_hole(
+    network: InpaintingNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inference.inpainter.TEXTURE_SIDE", 1)
+    sizes = []
+
+    def counted(tile: torch.Tensor, *arguments: Any) -> torch.Tensor:
+        sizes.append(tuple(tile.shape))
+        return add_texture(tile, *arguments)
+
+    monkeypatch.setattr("inference.inpainter.add_texture", counted)
+    pixels = np.random.default_rng(0).integers(0, 256, (200, 260, 3), np.uint8)
+    hole = np.zeros((200, 260), bool)
+    hole[40:160:20, 30:230] = hole[40:160, 30:230:20] = True  # a lattice, so that all tiles know enough
+    hole[80:110, 100:160] = True
+    results = []
+    for detail in (0, 1):
+        inpainter = Inpainter(network, detail=detail)
+        inpainter.tile = 128
+        results.append(inpainter(pixels, hole))
+    smooth, textured = results
+    assert len(sizes) > 4 and set(sizes) == {(1, 3, 128, 128)}
+    assert np.array_equal(textured[~hole], pixels[~hole])
+    inner = np.zeros_like(hole)
+    inner[84:106, 104:156] = True
+    assert contrast(textured, inner) > 2 * contrast(smooth, inner)
+
+
+def test_texture_of_neighbouring_tiles_is_blended(
+    network: InpaintingNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inference.inpainter.TEXTURE_SIDE", 1)
+    shades = iter(range(10**6))
+    monkeypatch.setattr(
+        "inference.inpainter.add_texture", lambda tile, *_: torch.full_like(tile, next(shades) % 3 / 2)
+    )
+    inpainter = Inpainter(network)
+    inpainter.tile = 128
+    filled = inpainter(np.zeros((300, 400, 3), np.float32), np.ones((300, 400), bool))[:, :, 0]
+    assert next(shades) > 8 and filled.max() - filled.min() > 0.9
+    assert max(np.abs(np.diff(filled, axis=axis)).max() for axis in (0, 1)) < 0.05
+
+
+def test_texture_is_added_once_over_the_completion_of_all_tiles(
+    network: InpaintingNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Texture of a small size never becomes the prefill of a larger one."""
+    tiles = []
+
+    def unchanged(tile: torch.Tensor, *_: Any) -> torch.Tensor:
+        tiles.append(tile.clone())
+        return tile
+
+    monkeypatch.setattr("inference.inpainter.add_texture", unchanged)
+    pixels, hole = image_and_mask(200, 300)
+    plain, once = Inpainter(network, detail=0), Inpainter(network)
+    plain.tile = once.tile = 128
+    image = pixels.astype(np.float32) / 255
+    expected = plain(image, hole)
+    assert np.array_equal(once(image, hole), expected)
+    assert len(tiles) == 1 and np.array_equal(tiles[0][0].permute(1, 2, 0), expected)
 
 
 def test_lists_and_masks_for_all(inpainter: Inpainter) -> None:
@@ -221,7 +331,7 @@ def test_tiled_equals_whole_where_the_network_is_its_prefill() -> None:
     """An untrained network returns its prefill: in tiles that is the same image, without a seam."""
     untrained = InpaintingNetwork(4, bottleneck_depth=1).eval()
     pixels, hole = image_and_mask(400, 480)
-    tiled, whole = Inpainter(untrained), Inpainter(untrained)
+    tiled, whole = Inpainter(untrained, detail=0), Inpainter(untrained, detail=0)
     tiled.tile = 128
     assert np.abs(tiled(pixels, hole).astype(int) - whole(pixels, hole)).max() <= 2
 
@@ -251,7 +361,7 @@ def test_runs_are_counted_before_they_are_run(network: InpaintingNetwork, boxes:
     hole = np.zeros((901, 1203), bool)
     for box in boxes:
         hole[box] = True
-    inpainter, runs = Inpainter(network, max_memory=0), []
+    inpainter, runs = Inpainter(network, max_memory=0, detail=0), []
     inpainter.after_run = lambda: runs.append(1)
     inpainter.fill_array(photograph(*hole.shape), hole)
     assert len(runs) == count_runs(hole, inpainter.tile) and bool(runs) == bool(boxes)
@@ -278,6 +388,26 @@ def test_out_of_memory_halves_the_tile_and_goes_on(
     monkeypatch.setattr(Inpainter, "_complete", lambda *_: (_ for _ in ()).throw(MemoryError()))
     with pytest.raises(MemoryError):
         scarce(pixels, hole)
+
+
+def test_texture_that_runs_out_of_memory_is_added_in_smaller_tiles(
+    network: InpaintingNetwork, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pixels, hole = noise_and_mask(140, 180)
+    expected = Inpainter(network)
+    expected.tile = 128
+    result = expected(pixels, hole)
+
+    def limited(tile: torch.Tensor, *arguments: Any) -> torch.Tensor:
+        limited.calls += 1  # type: ignore[attr-defined]
+        if limited.calls < 3:  # type: ignore[attr-defined]
+            raise MemoryError
+        return add_texture(tile, *arguments)
+
+    limited.calls = 0  # type: ignore[attr-defined]
+    monkeypatch.setattr("inference.inpainter.add_texture", limited)
+    assert np.array_equal(Inpainter(network)(pixels, hole), result)
+    assert capsys.readouterr().err.count("out of memory; going on with tiles of") == 2
 
 
 @pytest.mark.parametrize("mode", ["I", "F", "I;16B"])

@@ -20,7 +20,7 @@ from PIL import Image
 from web_server import Server, Visitor, needs_gradio
 
 pytestmark = needs_gradio
-FILL = ["default", 0, 0, False]  # the inputs of `fill` after picture, mask and canvas
+FILL = ["default", 0, 0, 100, False]  # the inputs of `fill` after picture, mask and canvas
 MIB = 2**20
 HOLE = np.s_[20:40, 30:60]
 
@@ -507,17 +507,21 @@ def test_malformed_json_is_refused(visitor: Visitor, body: bytes) -> None:
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        (("default", -1, 0, False), "from 0 to 32 pixels"),
-        (("default", 0, -5, False), "from 0 to 32 pixels"),
-        (("default", 100_000, 0, False), "from 0 to 32 pixels"),
-        (("default", 0, 10**8, False), "from 0 to 32 pixels"),
-        (("default", "3", 0, False), "from 0 to 32 pixels"),
-        (("default", None, None, None), "from 0 to 32 pixels"),
-        (("default", True, 0, False), "from 0 to 32 pixels"),
-        (("nowhere", 0, 0, False), "no such checkpoint"),
-        (("../weights/default", 0, 0, False), "no such checkpoint"),
-        ((7, 0, 0, False), "no such checkpoint"),
-        ((None, 0, 0, False), "no such checkpoint"),
+        (("default", -1, 0, 100, False), "from 0 to 32 pixels"),
+        (("default", 0, -5, 100, False), "from 0 to 32 pixels"),
+        (("default", 100_000, 0, 100, False), "from 0 to 32 pixels"),
+        (("default", 0, 10**8, 100, False), "from 0 to 32 pixels"),
+        (("default", "3", 0, 100, False), "from 0 to 32 pixels"),
+        (("default", None, None, None, None), "from 0 to 32 pixels"),
+        (("default", True, 0, 100, False), "from 0 to 32 pixels"),
+        (("default", 0, 0, 101, False), "The detail must be from 0 to 100 %"),
+        (("default", 0, 0, -1, False), "The detail must be from 0 to 100 %"),
+        (("default", 0, 0, "100", False), "The detail must be from 0 to 100 %"),
+        (("default", 0, 0, None, False), "The detail must be from 0 to 100 %"),
+        (("nowhere", 0, 0, 100, False), "no such checkpoint"),
+        (("../weights/default", 0, 0, 100, False), "no such checkpoint"),
+        ((7, 0, 0, 100, False), "no such checkpoint"),
+        ((None, 0, 0, 100, False), "no such checkpoint"),
     ],
 )
 def test_values_that_no_control_can_have_are_one_line(
