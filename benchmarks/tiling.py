@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--cache_dir", default="", metavar="DIR", help="folder of the decoded images")
     try:
         args = parser.parse_args(argv)
-        inpainter = Inpainter.from_checkpoint(args.checkpoint, "cpu")
+        inpainter = Inpainter.from_checkpoint(args.checkpoint, "cpu", detail=0)
         dataset = InpaintingDataset(
             args.test_root, args.image_size, training=False, max_images=args.count, mask_ratio=(0.1, 0.6),
             cache_dir=args.cache_dir,
