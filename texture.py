@@ -222,7 +222,7 @@ class Field:
         return torch.where(is_inside, y * self.width + x, -1)
 
     def carry(self, coarser: "Field") -> torch.Tensor:
-        """The sources that the displacements in the field of half the size, twice as large, give; -1 for none."""
+        """The sources that twice the displacements in the field of half the size give; -1 for none."""
         row, column = ((side / 2 / STRIDE).round().long() for side in (self.y, self.x))
         last_row, last_column = (side - 1 for side in coarser.number.shape)
         number = coarser.number[(row + 1).clamp_max(last_row), (column + 1).clamp_max(last_column)]
