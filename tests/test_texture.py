@@ -222,6 +222,13 @@ def test_the_share_of_the_copied_band_grows_with_depth() -> None:
     assert share[0] == 0 and (share.diff() > 0).all() and 0.99 < share[-1] < 1
 
 
+def test_less_is_added_at_the_rim_than_inside() -> None:
+    completed, mask = two_images()
+    added = (add_texture(completed, mask) - completed)[:1].abs().mean(1, keepdim=True)
+    depth = depth_of(mask[:1] > 0)
+    assert added[depth == 1].mean() < added[depth > 3].mean() / 2
+
+
 # --- fields ----------------------------------------------------------------------------------------------
 
 
