@@ -18,7 +18,7 @@ SEARCHED = 300  # pixels; at sizes above it, patches start from the smaller size
 NEARNESS = 0.005  # standard deviations of the patches for a pixel of distance
 COHERENCE = 0.05  # variances of the patches for each neighbour of another displacement
 PASSES = 2  # over the patches, to make them coherent
-GAIN = 1.15  # of the copied band: the mean of overlapping patches is weaker than each
+GAIN = 1.15  # factor of the copied band: the mean of overlapping patches is weaker than each
 FADE = 0.95  # factor of the gain for each halving of the size
 RIM = 2.0  # pixels of depth over which the network knows the band itself; see `share_at_depth`
 RIM_GROWTH = 1.3  # factor of `RIM` for each halving of the size
@@ -29,7 +29,7 @@ NEIGHBOURS = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1) if (y, x) != (0, 0)
 
 
 def add_texture(completed: torch.Tensor, mask: torch.Tensor, detail: float = DETAIL) -> torch.Tensor:
-    """Sharpen the hole of completed images with detail copied from their known part; unlearnt, repeatable.
+    """Sharpen the hole of completed images with detail copied from their known part, without training.
 
     A network trained for the least error returns the mean of what may be in the hole, which lacks the
     frequencies that the known pixels do not determine. From coarse to fine, at each size of a pyramid, each
@@ -155,9 +155,7 @@ class Field:
         self.patches = self.y * self.width + self.x
         number = torch.full_like(touched, -1, dtype=torch.long)
         number[row, column] = torch.arange(len(row), device=hole.device)
-        self.number = F.pad(
-            number, (1, 1, 1, 1), value=-1
-        )  # of the patch in each cell of the grid, -1 for none
+        self.number = F.pad(number, (1, 1, 1, 1), value=-1)  # each cell's patch, -1 for none
         self.row, self.column = row + 1, column + 1
         self.sources = self.patches
 

@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 # pixels per side of the image; mask ratio, or pixels per side of the hole
 CASES = ((256, 0.1), (512, 0.1), (1024, 200), (4096, 200), (1024, 0.3), (4096, 0.3))
 MAX_SLOW = 300 * 300  # missing pixels up to which the biharmonic method and flipping are measured
-METHODS = ("network", "network, flip", "telea", "navier-stokes", "biharmonic")
+METHODS = ("network", "network, texture", "network, flip", "telea", "navier-stokes", "biharmonic")
 
 
 def make_case(size: int, extent: float) -> tuple[np.ndarray, np.ndarray]:
@@ -46,7 +46,9 @@ def make_method(name: str, checkpoint: str) -> Callable[[np.ndarray, np.ndarray]
         from inference.inpainter import Inpainter
 
         torch.set_flush_denormal(True)
-        return Inpainter.from_checkpoint(checkpoint, "cpu", flip="flip" in name)
+        return Inpainter.from_checkpoint(
+            checkpoint, "cpu", flip="flip" in name, detail=float("texture" in name)
+        )
     if name == "biharmonic":
         return lambda image, mask: skimage.restoration.inpaint_biharmonic(image, mask, channel_axis=2)
     flag = {"telea": cv2.INPAINT_TELEA, "navier-stokes": cv2.INPAINT_NS}[name]

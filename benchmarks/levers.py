@@ -37,7 +37,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--cache_dir", default="", metavar="DIR", help="folder to cache decoded images in")
     try:
         args = parser.parse_args(argv)
-        inpainters = [Inpainter.from_checkpoint(args.checkpoint, "cpu", detail=0, **lever) for lever in LEVERS]
+        inpainters = [
+            Inpainter.from_checkpoint(args.checkpoint, "cpu", detail=0, **lever) for lever in LEVERS
+        ]
         dataset = InpaintingDataset(
             args.test_root, args.image_size, training=False, max_images=args.count, mask_ratio=(0.1, 0.6),
             cache_dir=args.cache_dir,
