@@ -171,8 +171,8 @@ def test_every_preset_is_described_as_it_is() -> None:
 
 def test_figures_of_the_readme_and_the_model_card_were_recorded() -> None:
     recorded = [row for path in PAGES for row in table_rows(path)]
-    for path, count in ((README, 6), (MODEL_CARD, 12)):
-        rows = [row for row in table_rows(path) if "PSNR, dB" in row]
+    for path, count in ((README, 5), (MODEL_CARD, 12)):
+        rows = [row for row in table_rows(path) if {"PSNR, dB", "PSNR in the hole, dB"} & row.keys()]
         assert len(rows) == count
         for row in rows:
             assert any(row.items() <= other.items() for other in recorded), f"{path.name}: {row}"
