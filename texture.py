@@ -113,9 +113,8 @@ def depth_of(hole: torch.Tensor) -> torch.Tensor:
     depth = missing.clone()
     for step in range(1, DEPTH):
         if step % 2:  # erosion by a cross
-            rows, columns = (
-                F.max_pool2d(1 - missing, k, 1, (k[0] // 2, k[1] // 2)) for k in ((3, 1), (1, 3))
-            )
+            rows = F.max_pool2d(1 - missing, (3, 1), 1, (1, 0))
+            columns = F.max_pool2d(1 - missing, (1, 3), 1, (0, 1))
             missing = 1 - torch.maximum(rows, columns)
         else:
             missing = 1 - F.max_pool2d(1 - missing, 3, 1, 1)
@@ -143,10 +142,8 @@ class Field:
     def __init__(self, hole: torch.Tensor) -> None:
         self.height, self.width = hole.shape[-2:]
         radius = PATCH // 2
-        reached = F.max_pool2d(
-            F.pad(hole.float(), (radius,) * 4, value=1), PATCH, 1
-        )  # beyond the border, too
-        self.valid = reached.flatten() == 0
+        unknown = F.pad(hole.float(), (radius,) * 4, value=1)  # beyond the border as well
+        self.valid = F.max_pool2d(unknown, PATCH, 1).flatten() == 0
         keys = self.valid.nonzero()[:, 0]
         self.keys = keys[:: math.ceil(len(keys) / KEYS)] if len(keys) else keys
         touched = F.max_pool2d(hole.float(), PATCH, 1, radius)[0, 0, ::STRIDE, ::STRIDE] > 0
@@ -169,6 +166,7 @@ class Field:
         """Choose the source of each patch in an image (1, C, H, W), given the field of the smaller size."""
         features = self.describe(image)
         variance = features[self.keys].var(0).sum()
+        penalty = COHERENCE * variance
         positions = torch.arange(self.height * self.width, device=image.device)
         place = torch.stack([positions // self.width, positions % self.width], dim=1)
         features = torch.cat([features, NEARNESS * variance.sqrt() * place], dim=1)
@@ -176,15 +174,14 @@ class Field:
             sources = self.nearest(features, self.patches)
             if coarser is not None:
                 carried = self.carry(coarser)
-                bonus = COHERENCE * variance
-                is_kept = self.cost(features, carried) <= self.cost(features, sources) + bonus
+                is_kept = self.cost(features, carried) <= self.cost(features, sources) + penalty
                 sources = torch.where(is_kept, carried, sources)
         else:
             sources = self.carry(coarser)
             lost = (~self.is_source(sources)).nonzero()[:, 0]
             sources[lost] = self.nearest(features, self.patches[lost])
             sources = self.improve(features, sources)
-        self.sources = self.make_coherent(features, sources, COHERENCE * variance)
+        self.sources = self.make_coherent(features, sources, penalty)
 
     def describe(self, image: torch.Tensor) -> torch.Tensor:
         """Principal components (H·W, `COMPONENTS`) of each pixel's patch, fitted to known patches."""
@@ -212,9 +209,11 @@ class Field:
         """Whether positions, of which -1 stands for none, can be sources."""
         return (positions >= 0) & self.valid[positions.clamp_min(0)]
 
-    def cost(self, features: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """Squared distances of positions (..., N) to the patches, infinite where none can be a source."""
-        distance = (features[positions.clamp_min(0)] - features[self.patches]).square().sum(-1)
+    def cost(
+        self, features: torch.Tensor, positions: torch.Tensor, group: torch.Tensor | slice = slice(None)
+    ) -> torch.Tensor:
+        """Squared distances of positions (..., n) to a group of n patches, infinite if not a source."""
+        distance = (features[positions.clamp_min(0)] - features[self.patches[group]]).square().sum(-1)
         return distance.masked_fill(~self.is_source(positions), math.inf)
 
     def position(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -257,10 +256,9 @@ class Field:
             continued_y, continued_x = y[number] - shift[:, 0], x[number] - shift[:, 1]
             continued = torch.where(number >= 0, self.position(continued_y, continued_x), -1)
             candidates = torch.cat([self.position(y[group], x[group])[None], continued])  # (9, n)
-            distance = (features[candidates.clamp_min(0)] - features[self.patches[group]]).square().sum(-1)
             disagrees = (candidates[:, None] != continued) & (number >= 0)
-            energy = distance + penalty * disagrees.sum(1)
-            chosen = energy.masked_fill(~self.is_source(candidates), math.inf).argmin(0)
+            energy = self.cost(features, candidates, group) + penalty * disagrees.sum(1)
+            chosen = energy.argmin(0)
             best = candidates.gather(0, chosen[None])[0]
             y[group], x[group] = best // self.width, best % self.width
         return y * self.width + x
