@@ -94,9 +94,7 @@ def whole_number(value: Any, name: str) -> int:
     Raises:
         UserError: naming the slider, if it cannot be moved there.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MAX_GROW:
-        raise UserError(f"{name} must be from 0 to {MAX_GROW} pixels")
-    return int(value)
+    return int(slider_value(value, name, MAX_GROW, "pixels"))
 
 
 def share(value: Any, name: str) -> float:
@@ -105,9 +103,18 @@ def share(value: Any, name: str) -> float:
     Raises:
         UserError: naming the slider, if it cannot be moved there.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 100:
-        raise UserError(f"{name} must be from 0 to 100 %")
-    return value / 100
+    return slider_value(value, name, 100, "%") / 100
+
+
+def slider_value(value: Any, name: str, highest: int, unit: str) -> float:
+    """The number that a slider was moved to, from 0 to `highest`.
+
+    Raises:
+        UserError: naming the slider, if it cannot be moved there.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= highest:
+        raise UserError(f"{name} must be from 0 to {highest} {unit}")
+    return value
 
 
 def open_request(
